@@ -1,0 +1,1 @@
+"""The delta container: a codec registry, delta files, and the base that they are differences to."""

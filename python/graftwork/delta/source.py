@@ -1,0 +1,118 @@
+"""Where tensors' bytes come from, and the description by which a set of tensors is known."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from graftwork.checkpoint import Checkpoint
+from graftwork.checkpoint.digest import LEAF_BYTES, leaf_digest, tree_digest
+from graftwork.delta.pipeline import Progress, Scratch, ordered_map
+
+
+class TensorMeta(Protocol):
+    """Name, safetensors dtype code, shape and size in bytes of one tensor."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def nbytes(self) -> int: ...
+
+
+class TensorSource(Protocol):
+    """Anything that can deliver tensors' bytes piece by piece: a checkpoint, or an entry of a store."""
+
+    @property
+    def metas(self) -> Mapping[str, TensorMeta]: ...
+
+    def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
+        """Fill ``buffer`` with the tensor's bytes from ``offset`` on. Thread-safe."""
+        ...
+
+
+class CheckpointSource:
+    """A checkpoint's tensors as a source."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+
+    @property
+    def metas(self) -> Mapping[str, TensorMeta]:
+        return self._checkpoint.tensors
+
+    def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
+        self._checkpoint.read_into(self._checkpoint.tensors[name], offset, buffer)
+
+
+@dataclass(frozen=True, slots=True)
+class DescribedTensor:
+    """A tensor's identity: dtype, shape, size and tree digest; its leaves stay in memory only."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    digest: str
+    leaves: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a set of tensors holds, by digest, whatever files they lie in."""
+
+    tensors: Mapping[str, DescribedTensor]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON listing: independent of shards, tensor order and metadata."""
+        return hashlib.sha256(self.to_json()).hexdigest()
+
+    def to_json(self) -> bytes:
+        """Canonical listing ``{name: [dtype, shape, digest]}`` with sorted names."""
+        rows = {t.name: [t.dtype, list(t.shape), t.digest] for t in self.tensors.values()}
+        return json.dumps(rows, sort_keys=True, separators=(",", ":")).encode()
+
+
+def leaf_ranges(nbytes: int) -> Iterator[tuple[int, int]]:
+    """``(offset, length)`` of every leaf of a range of ``nbytes`` bytes."""
+    for offset in range(0, nbytes, LEAF_BYTES):
+        yield offset, min(LEAF_BYTES, nbytes - offset)
+
+
+def describe(
+    source: TensorSource, *, threads: int, stage: str = "digest", progress: Progress | None = None
+) -> Description:
+    """Read every tensor of ``source`` once and describe it by digest.
+
+    Leaves are hashed on ``threads`` threads; the result does not depend on their number.
+    """
+    scratch = Scratch()
+    metas = list(source.metas.values())
+    total = sum(meta.nbytes for meta in metas)
+
+    def digest_leaf(job: tuple[str, int, int]) -> bytes:
+        name, offset, length = job
+        buffer = scratch.buffer("leaf", length)
+        source.read_into(name, offset, buffer)
+        return leaf_digest(buffer)
+
+    jobs = ((meta.name, offset, length) for meta in metas for offset, length in leaf_ranges(meta.nbytes))
+    leaves = ordered_map(digest_leaf, jobs, threads=threads)
+    done = 0
+    described: dict[str, DescribedTensor] = {}
+    for meta in metas:
+        own = tuple(next(leaves) for _ in leaf_ranges(meta.nbytes))
+        described[meta.name] = DescribedTensor(
+            meta.name, meta.dtype, tuple(meta.shape), meta.nbytes, tree_digest(meta.nbytes, own), own
+        )
+        done += meta.nbytes
+        if progress:
+            progress(stage, done, total)
+    return Description(described)

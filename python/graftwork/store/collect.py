@@ -1,0 +1,48 @@
+"""Take entries out of a store, and free what nothing refers to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from graftwork.checkpoint import files
+from graftwork.checkpoint.files import FolderLock
+from graftwork.store.results import GcReport
+from graftwork.store.root import READER_LOCK, WRITER_LOCK, Root, read_root, write_root
+
+if TYPE_CHECKING:
+    from graftwork.store.store import Store
+
+
+def remove(store: Store, name: str) -> None:
+    """Commit a root without entry ``name``."""
+    with FolderLock(store.path / WRITER_LOCK):
+        store.root = read_root(store.path)
+        store.entry(name)
+        store.root = store.root.without_entry(name)
+        write_root(store.path, store.root)
+
+
+def collect(store: Store) -> GcReport:
+    """Remove unreferenced objects and leftovers of killed writers; see `Store.gc`."""
+    count = total = 0
+    with FolderLock(store.path / WRITER_LOCK), FolderLock(store.path / READER_LOCK):
+        store.close()
+        store.root = read_root(store.path)
+        wanted = referenced(store, store.root)
+        for path in store.objects.files():
+            if path not in wanted:
+                count, total = count + 1, total + path.stat().st_size
+                files.remove_file(path)
+    return GcReport(count, total)
+
+
+def referenced(store: Store, root: Root) -> set[Path]:
+    """Where every object lies that the root refers to, directly or through a manifest."""
+    wanted = {store.objects.locate(root.description, "json")}
+    for name, manifest in root.entries.items():
+        wanted.add(store.objects.locate(manifest, "json"))
+        entry = store.entry(name)
+        wanted |= {store.objects.locate(str(file.blob["object"]), "zst") for file in entry.files}
+        wanted |= {store.objects.locate(t.object, "safetensors") for t in entry.tensors.values()}
+    return wanted

@@ -1,0 +1,355 @@
+"""What changed between two checkpoints, tensor by tensor, and how much of it survives a narrower dtype."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields, replace
+from functools import reduce
+from operator import add
+from os import PathLike
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from graftwork.checkpoint import Checkpoint, open_checkpoint
+from graftwork.checkpoint.dtypes import DTYPES
+from graftwork.delta.pipeline import Progress, Scratch, default_threads, ordered_map
+from graftwork.store.update_stats import Survival, UpdateStats
+
+if TYPE_CHECKING:
+    import torch
+
+    from graftwork.checkpoint import TensorInfo
+    from graftwork.ops.lossless_delta import UpdateSurvival as SurvivalSums
+
+__all__ = ["CheckpointDiff", "FileDiff", "Survival", "TensorDiff", "UpdateStats", "diff"]
+
+CHUNK_BYTES = 2 << 20
+_SURVIVING = ("F16", "BF16", "F32", "F64", "C64")
+_INDEX = ".safetensors.index.json"
+
+Fact = Literal["same", "changed", "only in base", "only in tuned", "dtype differs", "shape differs"]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorDiff:
+    """One tensor of either checkpoint.
+
+    ``stats`` covers the elements that can be compared: all of them; the first rows where only the number of
+    rows differs (a grown vocabulary); none (None) where dtypes or other dimensions differ or a side is
+    absent.
+    """
+
+    name: str
+    fact: Fact
+    base_dtype: str | None
+    tuned_dtype: str | None
+    base_shape: tuple[int, ...] | None
+    tuned_shape: tuple[int, ...] | None
+    tuned_bytes: int
+    bound_bytes: int
+    stats: UpdateStats | None
+    note: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "stats"}
+        return {**plain, "stats": self.stats and self.stats.to_dict()}
+
+
+@dataclass(frozen=True, slots=True)
+class FileDiff:
+    """A file beside the tensors that differs: SHA-256 on either side, None where it is absent."""
+
+    name: str
+    base_digest: str | None
+    tuned_digest: str | None
+
+    def to_dict(self) -> dict[str, str | None]:
+        """JSON-able."""
+        return {"name": self.name, "base_digest": self.base_digest, "tuned_digest": self.tuned_digest}
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointDiff:
+    """The outcome of `diff`.
+
+    ``tensors`` come in the fine-tune's order, then those that only the base has. ``total`` adds their stats
+    up; integer tensors count in its counts and its bound, not in its norms. ``layout`` says how the
+    containers differ (shards, headers, indices) although that changes no tensor. ``base_tied`` and
+    ``tuned_tied`` map the name of a tensor that is not stored to the one it is tied to.
+    """
+
+    base: str
+    tuned: str
+    tensors: tuple[TensorDiff, ...]
+    total: UpdateStats
+    files: tuple[FileDiff, ...]
+    layout: tuple[str, ...]
+    base_tied: Mapping[str, str]
+    tuned_tied: Mapping[str, str]
+
+    @property
+    def identical(self) -> bool:
+        """Whether every tensor is equal bit for bit and every other file byte for byte, layout aside."""
+        return all(t.fact == "same" for t in self.tensors) and not self.files
+
+    @property
+    def tuned_bytes(self) -> int:
+        """Bytes of the fine-tune's tensors."""
+        return sum(t.tuned_bytes for t in self.tensors)
+
+    @property
+    def bound_bytes(self) -> int:
+        """Bytes that the fine-tune's tensors need at the bound; elements without a counterpart count raw."""
+        return sum(t.bound_bytes for t in self.tensors)
+
+    def count(self, fact: Fact) -> int:
+        """How many tensors ``fact`` holds for."""
+        return sum(t.fact == fact for t in self.tensors)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; every number is finite, and None stands for what is undefined."""
+        return {
+            "base": self.base,
+            "tuned": self.tuned,
+            "identical": self.identical,
+            "tuned_bytes": self.tuned_bytes,
+            "bound_bytes": self.bound_bytes,
+            "total": self.total.to_dict(),
+            "tensors": [t.to_dict() for t in self.tensors],
+            "files": [f.to_dict() for f in self.files],
+            "layout": list(self.layout),
+            "base_tied": dict(self.base_tied),
+            "tuned_tied": dict(self.tuned_tied),
+        }
+
+
+def diff(
+    a: str | PathLike[str] | Checkpoint,
+    b: str | PathLike[str] | Checkpoint,
+    *,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> CheckpointDiff:
+    """Compare a fine-tune with its base, reading both once in pieces of a few MiB.
+
+    Parameters
+    ----------
+    a, b : path or Checkpoint
+        The base and the fine-tune: a folder of safetensors files, or one such file.
+    threads : int, optional
+        Threads that read and compare; all processors by default. The result does not depend on it.
+    progress : callable, optional
+        ``progress(stage, done_bytes, total_bytes)``, called as work advances.
+
+    Returns
+    -------
+    CheckpointDiff
+        Facts and measures, per tensor and in total; ``.identical`` is the verdict.
+
+    Raises
+    ------
+    CheckpointError
+        A checkpoint is malformed.
+    SourceChanged
+        A file changed while it was being read.
+    """
+    with _opened(a) as base, _opened(b) as tuned:
+        tensors = tuple(_tensor_diffs(base, tuned, threads or default_threads(), progress))
+        result = CheckpointDiff(
+            base=str(base.path),
+            tuned=str(tuned.path),
+            tensors=tensors,
+            total=reduce(add, map(_for_total, tensors), UpdateStats()),
+            files=tuple(_file_diffs(base, tuned)),
+            layout=tuple(_layout_differences(base, tuned)),
+            base_tied=dict(base.tied),
+            tuned_tied=dict(tuned.tied),
+        )
+        base.check_unchanged()
+        tuned.check_unchanged()
+    return result
+
+
+class _Pair(NamedTuple):
+    """A tensor's two sides, and how many words (see `_word`) can be compared."""
+
+    name: str
+    base: TensorInfo | None
+    tuned: TensorInfo | None
+    words: int
+
+    @property
+    def fact(self) -> Fact | None:
+        """What holds whatever the values are; None if the values decide."""
+        if self.base is None or self.tuned is None:
+            return "only in tuned" if self.base is None else "only in base"
+        if self.base.dtype != self.tuned.dtype:
+            return "dtype differs"
+        return "shape differs" if self.base.shape != self.tuned.shape else None
+
+
+def _opened(source: str | PathLike[str] | Checkpoint) -> AbstractContextManager[Checkpoint]:
+    return nullcontext(source) if isinstance(source, Checkpoint) else open_checkpoint(source)
+
+
+def _pairs(base: Checkpoint, tuned: Checkpoint) -> Iterator[_Pair]:
+    for name in dict.fromkeys((*tuned.tensors, *base.tensors)):
+        a, b = base.tensors.get(name), tuned.tensors.get(name)
+        yield _Pair(name, a, b, _comparable(a, b) if a and b else 0)
+
+
+def _comparable(a: TensorInfo, b: TensorInfo) -> int:
+    """Leading words that both tensors have: all, or the first rows where only the row count differs."""
+    if a.dtype != b.dtype or len(a.shape) != len(b.shape) or a.shape[1:] != b.shape[1:]:
+        return 0
+    return min(a.nbytes, b.nbytes) // _word(a.dtype)[1]
+
+
+def _word(code: str) -> tuple[str, int]:
+    """Name of the torch dtype that a safetensors dtype's words are read as, and their bytes.
+
+    A complex number is two floats; dtypes below one byte and bare exponents are compared as bytes.
+    """
+    dtype = DTYPES[code]
+    name = dtype.torch_name or ""
+    if (dtype.kind == "integer" and "float" in name) or not name:
+        name = "uint8"
+    elif dtype.bits > 8 * dtype.word_bytes:
+        name = f"float{8 * dtype.word_bytes}"
+    return name, dtype.word_bytes
+
+
+def _ranges(pair: _Pair) -> Iterator[tuple[int, int]]:
+    """``(offset, length)`` in bytes of every piece to compare; pieces hold whole words."""
+    if pair.words and pair.base is not None:
+        stop = pair.words * _word(pair.base.dtype)[1]
+        for offset in range(0, stop, CHUNK_BYTES):
+            yield offset, min(CHUNK_BYTES, stop - offset)
+
+
+def _tensor_diffs(
+    base: Checkpoint, tuned: Checkpoint, threads: int, progress: Progress | None
+) -> Iterator[TensorDiff]:
+    from graftwork.ops.lossless_delta import conditional_entropy_bits
+
+    pairs = list(_pairs(base, tuned))
+    total = sum(length for pair in pairs for _, length in _ranges(pair))
+    scratch = Scratch()
+
+    def compare(job: tuple[_Pair, int, int]) -> tuple[UpdateStats, torch.Tensor]:
+        pair, offset, length = job
+        assert pair.base is not None and pair.tuned is not None
+        left, right = scratch.buffer("base", length), scratch.buffer("tuned", length)
+        base.read_into(pair.base, offset, left)
+        tuned.read_into(pair.tuned, offset, right)
+        return _compare(left, right, pair.tuned.dtype)
+
+    jobs = ((pair, offset, length) for pair in pairs for offset, length in _ranges(pair))
+    results = ordered_map(compare, jobs, threads=threads)
+    done = 0
+    for pair in pairs:
+        stats, histogram = UpdateStats(), None
+        for _, length in _ranges(pair):
+            part, counts = next(results)
+            stats += part
+            histogram = counts if histogram is None else histogram.add_(counts)
+            done += length
+            if progress:
+                progress("diff", done, total)
+        bits = 0.0 if histogram is None else conditional_entropy_bits(histogram)
+        yield _tensor_diff(pair, replace(stats, bound_bits=bits), base.tied, tuned.tied)
+
+
+def _compare(left: memoryview, right: memoryview, code: str) -> tuple[UpdateStats, torch.Tensor]:
+    """Stats and class histogram of one piece of two tensors."""
+    import torch
+
+    from graftwork.ops.lossless_delta import delta_stats, update_survival
+
+    dtype = getattr(torch, _word(code)[0])
+    base, tuned = torch.frombuffer(left, dtype=dtype), torch.frombuffer(right, dtype=dtype)
+    found = delta_stats(base, tuned)
+    stats = UpdateStats(base.numel(), *found.counts.tolist(), *found.sums.tolist())
+    if code in _SURVIVING:
+        bf16, fp16 = (update_survival(base, tuned, saved) for saved in (torch.bfloat16, torch.float16))
+        stats = replace(stats, bf16=_survival(bf16), fp16=_survival(fp16))
+    return stats, found.histogram
+
+
+def _survival(measured: SurvivalSums) -> Survival:
+    return Survival(*measured.counts.tolist(), *measured.sums.tolist())
+
+
+def _tensor_diff(
+    pair: _Pair, stats: UpdateStats, base_tied: Mapping[str, str], tuned_tied: Mapping[str, str]
+) -> TensorDiff:
+    base, tuned = pair.base, pair.tuned
+    fact: Fact = pair.fact or ("changed" if stats.changed else "same")
+    note = ""
+    if fact == "shape differs" and pair.words and base and tuned:
+        note = f"the first {min(base.shape[0], tuned.shape[0])} rows compared"
+    elif fact == "only in tuned" and pair.name in base_tied:
+        note = f"tied to {base_tied[pair.name]!r} in the base"
+    elif fact == "only in base" and pair.name in tuned_tied:
+        note = f"tied to {tuned_tied[pair.name]!r} in the fine-tune"
+    tuned_bytes = tuned.nbytes if tuned else 0
+    compared = pair.words * _word(tuned.dtype)[1] if tuned else 0
+    return TensorDiff(
+        name=pair.name,
+        fact=fact,
+        base_dtype=base.dtype if base else None,
+        tuned_dtype=tuned.dtype if tuned else None,
+        base_shape=tuple(base.shape) if base else None,
+        tuned_shape=tuple(tuned.shape) if tuned else None,
+        tuned_bytes=tuned_bytes,
+        bound_bytes=math.ceil(stats.bound_bits / 8) + tuned_bytes - compared,
+        stats=stats if pair.words or pair.fact is None else None,
+        note=note,
+    )
+
+
+def _for_total(tensor: TensorDiff) -> UpdateStats:
+    """The stats that a tensor adds to the total: the norms of integers say nothing about weights."""
+    stats = tensor.stats or UpdateStats()
+    if tensor.tuned_dtype is None or DTYPES[tensor.tuned_dtype].kind == "float":
+        return stats
+    return replace(stats, update_square=0.0, base_square=0.0, tuned_square=0.0, max_update=0.0)
+
+
+def _file_diffs(base: Checkpoint, tuned: Checkpoint) -> Iterator[FileDiff]:
+    for name in sorted({*base.other_files, *tuned.other_files}):
+        if not name.endswith(_INDEX):
+            left, right = _file_digest(base, name), _file_digest(tuned, name)
+            if left != right:
+                yield FileDiff(name, left, right)
+
+
+def _file_digest(checkpoint: Checkpoint, name: str) -> str | None:
+    if name not in checkpoint.other_files:
+        return None
+    digest, size = hashlib.sha256(), checkpoint.file_size(name)
+    buffer = memoryview(bytearray(min(size, CHUNK_BYTES)))
+    for offset in range(0, size, CHUNK_BYTES):
+        piece = buffer[: min(CHUNK_BYTES, size - offset)]
+        checkpoint.read_file_into(name, offset, piece)
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _layout_differences(base: Checkpoint, tuned: Checkpoint) -> Iterator[str]:
+    """Containers may differ and hold the same tensors: one sentence for each way they do."""
+    if set(base.headers) != set(tuned.headers):
+        ours, theirs = ", ".join(base.headers), ", ".join(tuned.headers)
+        yield f"tensor files: {ours} in the base, {theirs} in the fine-tune"
+    for name in sorted(set(base.headers) & set(tuned.headers)):
+        left, right = base.headers[name], tuned.headers[name]
+        if left.metadata != right.metadata:
+            yield f"{name}: the header's metadata differ"
+        elif left.raw != right.raw:
+            yield f"{name}: the headers differ (tensors, their order, or padding)"
+    for name in sorted({n for c in (base, tuned) for n in c.other_files if n.endswith(_INDEX)}):
+        if _file_digest(base, name) != _file_digest(tuned, name):
+            yield f"{name}: the indices differ"

@@ -1,0 +1,161 @@
+"""The store's content: files that are named by the digest of their bytes and never change.
+
+``objects/ab/abcd….SUFFIX``: ``safetensors`` for delta files, ``json`` for manifests and descriptions, ``zst``
+for all other files, each one zstd frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import zstandard
+
+from graftwork.checkpoint import files
+from graftwork.checkpoint.digest import LEAF_BYTES, bytes_digest, leaf_digest, tree_digest
+from graftwork.errors import ChecksumError, StoreError
+
+SUFFIXES = ("safetensors", "json", "zst")
+_INCOMING = "incoming"
+_BLOB_LEVEL = 9
+_BLOB_LIMIT = 1 << 40
+
+
+class ObjectFolder:
+    """The folder of content-addressed files of one store."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def locate(self, digest: str, suffix: str) -> Path:
+        """Where the object with ``digest`` lies, or would lie."""
+        return self.path / digest[:2] / f"{digest}.{suffix}"
+
+    def find(self, digest: str, suffix: str) -> Path:
+        """Where the object lies; StoreError if it is not there."""
+        path = self.locate(digest, suffix)
+        if not path.is_file():
+            raise StoreError(
+                "an object of the store is missing",
+                file=path,
+                remedy="restore the file from a copy of the store, or pack the fine-tune again",
+            )
+        return path
+
+    def read(self, digest: str, suffix: str) -> bytes:
+        """The object's bytes, checked against its digest."""
+        path = self.find(digest, suffix)
+        data = path.read_bytes()
+        if bytes_digest(data) != digest:
+            raise ChecksumError(
+                "an object differs from its digest", file=path, remedy="restore it from a copy"
+            )
+        return data
+
+    def put(self, data: bytes, suffix: str) -> tuple[str, int]:
+        """Store ``data``; ``(digest, bytes that were added)``."""
+        digest = bytes_digest(data)
+        path = self.locate(digest, suffix)
+        if path.exists():
+            return digest, 0
+        files.make_folder(path.parent)
+        files.write_file(path, data)
+        return digest, len(data)
+
+    def put_file(self, write: Callable[[files.AtomicFile], None], suffix: str) -> tuple[str, int]:
+        """Store what ``write`` writes; ``(digest, bytes that were added)``."""
+        files.make_folder(self.path)
+        incoming = self.path / f"{_INCOMING}.{suffix}"
+        with files.AtomicFile(incoming) as file:
+            write(file)
+        digest, nbytes = file_digest(incoming)
+        path = self.locate(digest, suffix)
+        if path.exists():
+            files.remove_file(incoming)
+            return digest, 0
+        files.make_folder(path.parent)
+        files.move_file(incoming, path)
+        return digest, nbytes
+
+    def put_blob(self, source: Path) -> tuple[dict[str, object], int]:
+        """Store a file compressed; ``(reference for a manifest, bytes that were added)``."""
+        nbytes = source.stat().st_size
+
+        def compress(file: files.AtomicFile) -> None:
+            compressor = zstandard.ZstdCompressor(level=_BLOB_LEVEL).chunker(
+                size=nbytes, chunk_size=LEAF_BYTES
+            )
+            with source.open("rb") as stream:
+                while piece := stream.read(LEAF_BYTES):
+                    for part in compressor.compress(piece):
+                        file.write(part)
+            for part in compressor.finish():
+                file.write(part)
+
+        original, _ = file_digest(source)
+        stored, added = self.put_file(compress, "zst")
+        return {"object": stored, "digest": original, "nbytes": nbytes}, added
+
+    def put_blob_bytes(self, data: bytes) -> tuple[dict[str, object], int]:
+        """Store bytes compressed, as ``put_blob`` does a file."""
+        stored, added = self.put(zstandard.ZstdCompressor(level=_BLOB_LEVEL).compress(data), "zst")
+        return {"object": stored, "digest": bytes_digest(data), "nbytes": len(data)}, added
+
+    def blob_pieces(self, reference: dict[str, object]) -> Iterator[bytes]:
+        """The pieces of a blob's original bytes; ChecksumError at the end if they are not what was stored."""
+        path = self.find(str(reference["object"]), "zst")
+        wanted = int(str(reference["nbytes"]))
+        leaves, held, total = [], bytearray(), 0
+        try:
+            with path.open("rb") as stream:
+                for piece in zstandard.ZstdDecompressor(max_window_size=1 << 27).read_to_iter(stream):
+                    total += len(piece)
+                    if total > wanted:
+                        break
+                    held += piece
+                    while len(held) >= LEAF_BYTES:
+                        leaves.append(leaf_digest(held[:LEAF_BYTES]))
+                        del held[:LEAF_BYTES]
+                    yield piece
+        except zstandard.ZstdError as error:
+            raise ChecksumError(f"a stored file is not valid zstd: {error}", file=path) from error
+        if held:
+            leaves.append(leaf_digest(held))
+        if total != wanted or tree_digest(total, leaves) != reference["digest"]:
+            raise ChecksumError(
+                "a stored file differs from its digest",
+                file=path,
+                got=f"{total} bytes",
+                wanted=f"{wanted} bytes",
+            )
+
+    def blob(self, reference: dict[str, object]) -> bytes:
+        """A blob's original bytes."""
+        return b"".join(self.blob_pieces(reference))
+
+    def files(self) -> list[Path]:
+        """Every file below the folder, sorted."""
+        return (
+            sorted(path for path in self.path.rglob("*") if not path.is_dir()) if self.path.is_dir() else []
+        )
+
+
+def file_digest(path: Path) -> tuple[str, int]:
+    """``(tree digest, size)`` of a file, read piece by piece."""
+    leaves, total = [], 0
+    buffer = bytearray(LEAF_BYTES)
+    with path.open("rb", buffering=0) as stream:
+        while count := _fill(stream.readinto, buffer):
+            leaves.append(leaf_digest(memoryview(buffer)[:count]))
+            total += count
+    return tree_digest(total, leaves), total
+
+
+def _fill(readinto: Callable[[memoryview], int | None], buffer: bytearray) -> int:
+    view, filled = memoryview(buffer), 0
+    while filled < len(view):
+        step = readinto(view[filled:])
+        if not step:
+            break
+        filled += step
+    return filled
