@@ -98,15 +98,29 @@ class BasisReader:
         buffer = self._scratch.buffer("basis", length)
         held = 0 if basis is None else max(0, min(length, basis.nbytes - offset))
         if basis is not None and held:
-            if self._source is None:
-                raise DeltaError("a delta needs its base and none was given", tensor=basis.name)
+            source = self._source_of(basis)
             if basis.dtype == dtype:
-                self._source.read_into(basis.name, offset, buffer[:held])
+                source.read_into(basis.name, offset, buffer[:held])
             else:
-                self._read_cast(self._source, basis, dtype, offset, buffer[:held])
+                self._read_cast(source, basis, dtype, offset, buffer[:held])
         if held < length:
             buffer[held:] = bytes(length - held)
         return buffer
+
+    def _source_of(self, basis: Basis) -> TensorSource:
+        """The source, after checking that it has what a manifest says it has."""
+        if self._source is None:
+            raise DeltaError("a delta needs its base and none was given", tensor=basis.name)
+        held = self._source.metas.get(basis.name)
+        if held is None or held.dtype != basis.dtype:
+            raise DeltaError(
+                "the base lacks a tensor that a delta refers to",
+                tensor=basis.name,
+                got="no such tensor" if held is None else held.dtype,
+                wanted=basis.dtype,
+                remedy="give the base that the delta was made against",
+            )
+        return self._source
 
     def _read_cast(
         self, source: TensorSource, basis: Basis, dtype: str, offset: int, buffer: memoryview

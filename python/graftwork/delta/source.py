@@ -11,6 +11,7 @@ from typing import Protocol
 from graftwork.checkpoint import Checkpoint
 from graftwork.checkpoint.digest import LEAF_BYTES, leaf_digest, tree_digest
 from graftwork.delta.pipeline import Progress, Scratch, ordered_map
+from graftwork.errors import CheckpointError
 
 
 class TensorMeta(Protocol):
@@ -48,7 +49,16 @@ class CheckpointSource:
         return self._checkpoint.tensors
 
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
-        self._checkpoint.read_into(self._checkpoint.tensors[name], offset, buffer)
+        info = self._checkpoint.tensors[name]
+        if offset + len(buffer) > info.nbytes:
+            raise CheckpointError(
+                "a tensor is smaller than a delta needs",
+                file=self._checkpoint.path,
+                tensor=name,
+                got=f"{info.nbytes} bytes",
+                wanted=f"{offset + len(buffer)} bytes",
+            )
+        self._checkpoint.read_into(info, offset, buffer)
 
 
 @dataclass(frozen=True, slots=True)

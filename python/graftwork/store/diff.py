@@ -290,11 +290,12 @@ def _tensor_diff(
     fact: Fact = pair.fact or ("changed" if stats.changed else "same")
     note = ""
     if fact == "shape differs" and pair.words and base and tuned:
-        note = f"the first {min(base.shape[0], tuned.shape[0])} rows compared"
+        rows = base.shape[0], tuned.shape[0]
+        note = f"{rows[0]} → {rows[1]} rows, the first {min(rows)} compared"
     elif fact == "only in tuned" and pair.name in base_tied:
-        note = f"tied to {base_tied[pair.name]!r} in the base"
+        note = f"not in the base, where it is tied to {base_tied[pair.name]!r}"
     elif fact == "only in base" and pair.name in tuned_tied:
-        note = f"tied to {tuned_tied[pair.name]!r} in the fine-tune"
+        note = f"not in the fine-tune, where it is tied to {tuned_tied[pair.name]!r}"
     tuned_bytes = tuned.nbytes if tuned else 0
     compared = pair.words * _word(tuned.dtype)[1] if tuned else 0
     return TensorDiff(
@@ -342,8 +343,7 @@ def _file_digest(checkpoint: Checkpoint, name: str) -> str | None:
 def _layout_differences(base: Checkpoint, tuned: Checkpoint) -> Iterator[str]:
     """Containers may differ and hold the same tensors: one sentence for each way they do."""
     if set(base.headers) != set(tuned.headers):
-        ours, theirs = ", ".join(base.headers), ", ".join(tuned.headers)
-        yield f"tensor files: {ours} in the base, {theirs} in the fine-tune"
+        yield f"other tensor files: {len(base.headers)} in the base, {len(tuned.headers)} in the fine-tune"
     for name in sorted(set(base.headers) & set(tuned.headers)):
         left, right = base.headers[name], tuned.headers[name]
         if left.metadata != right.metadata:

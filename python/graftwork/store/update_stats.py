@@ -63,7 +63,9 @@ class Survival:
         """Cosine between saved and wanted update; 0 if nothing is left, None if there is no update."""
         if not self.wanted_square:
             return None
-        return _ratio(self.dot, math.sqrt(self.wanted_square) * math.sqrt(self.saved_square)) or 0.0
+        if not self.saved_square:
+            return 0.0
+        return min(1.0, self.dot / self.wanted_square * math.sqrt(self.wanted_square / self.saved_square))
 
     def to_dict(self) -> dict[str, int | float | None]:
         """JSON-able: counts, ``lost_share``, ``retained_norm`` and ``cosine``."""
