@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 import torch
+
 from graftwork.checkpoint.dtypes import code_of
 from graftwork.delta.basis import BasisReader, find_basis
 from graftwork.delta.source import DescribedTensor

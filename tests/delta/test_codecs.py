@@ -4,12 +4,13 @@ import struct
 
 import pytest
 import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
 from graftwork.checkpoint.dtypes import DTYPES
 from graftwork.delta.basis import words_of
 from graftwork.delta.codecs import CODECS, METHODS, Method, method_named
 from graftwork.errors import DeltaError, UnknownCodec
-from hypothesis import given
-from hypothesis import strategies as st
 
 WORDS = words_of("BF16")
 ORDZ = method_named("ordz")

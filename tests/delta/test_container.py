@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
+
 from graftwork.checkpoint.digest import LEAF_BYTES, bytes_digest, tree_digest
 from graftwork.checkpoint.files import AtomicFile
 from graftwork.delta.basis import Basis, BasisReader
@@ -16,8 +18,6 @@ from graftwork.delta.encoder import ChunkEncoder, ChunkJob, codec_of
 from graftwork.delta.manifest import CHUNK_RECORD_BYTES, TensorRecord
 from graftwork.delta.source import leaf_ranges
 from graftwork.errors import ChecksumError, DeltaError, GraftworkError, UnknownCodec, VersionTooNew
-from safetensors import safe_open
-
 from tests.delta.test_basis import MemorySource
 from tests.generators.checkpoints import random_tensor, updated
 

@@ -4,6 +4,7 @@ import threading
 import time
 
 import pytest
+
 from graftwork.delta.pipeline import Scratch, ordered_map
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from graftwork.store import open_store, pack
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from graftwork.store import open_store, pack
 from tests.generators.checkpoints import (
     FLOATS,
     INTEGERS,

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+
 from graftwork.checkpoint.files import FolderLock
 from graftwork.errors import (
     BaseMismatch,
@@ -19,8 +21,6 @@ from graftwork.errors import (
 )
 from graftwork.store import Store, open_store, pack
 from graftwork.store.root import WRITER_LOCK, canonical_json
-from torch import nn
-
 from tests.generators.checkpoints import base_tensors, file_hashes, tuned_tensors, write_folder
 
 

@@ -1,0 +1,88 @@
+"""The format does not drift: golden bytes of version 1.0, and a second reader written from its specification."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import zstandard
+from safetensors.torch import save_file
+
+from graftwork.store import open_store, pack
+from tests.generators.checkpoints import base_tensors, file_hashes, random_tensor, tuned_tensors, write_folder
+from tests.store.second_reader import SecondReader, safetensors
+
+GOLDEN = Path(__file__).parent / "golden" / "store-1.0"
+
+
+def hand_made(folder: Path) -> None:
+    """A base and two fine-tunes whose every bit is written here, with each kind of tensor that the format knows."""
+    words = torch.arange(0, 65536, 151, dtype=torch.int32).to(torch.int16)
+    base = {
+        "embed": (torch.arange(96, dtype=torch.float32) / 64 - 0.7).bfloat16().view(12, 8),
+        "every": words.view(torch.bfloat16),
+        "norm": torch.ones(8),
+        "steps": torch.arange(5),
+    }
+    a = {
+        "embed": torch.cat([base["embed"] * 1.0078125, torch.full((1, 8), -0.0, dtype=torch.bfloat16)]),
+        "every": words.flip(0).contiguous().view(torch.bfloat16),
+        "norm": base["norm"],
+        "steps": base["steps"] + 1,
+        "extra": torch.tensor([0.5, float("nan"), -0.0, float("inf")]),
+    }
+    b = {"embed": base["embed"].float() + 2**-9, "norm": base["norm"].half(), "steps": base["steps"] + 1}
+    for name, tensors in (("base", base), ("a", a), ("b", b)):
+        (folder / name).mkdir(parents=True)
+        save_file(tensors, folder / name / "model.safetensors")
+        (folder / name / "config.json").write_text(f'{{"name": "{name}"}}')
+
+
+def pack_hand_made(folder: Path) -> Path:
+    hand_made(folder)
+    pack(folder / "base", [folder / "a", folder / "b"], out=folder / "store", codec="fast")
+    return folder / "store"
+
+
+def test_golden_store_is_read(tmp_path: Path) -> None:
+    hand_made(tmp_path)
+    shutil.copytree(GOLDEN, tmp_path / "golden")
+    with open_store(tmp_path / "golden", base=tmp_path / "base") as store:
+        for name in ("a", "b"):
+            store.checkout(name, tmp_path / "out" / name)
+            assert file_hashes(tmp_path / "out" / name) == file_hashes(tmp_path / name)
+        assert store.verify(deep=True).ok
+
+
+def test_golden_store_is_written(tmp_path: Path) -> None:
+    """Compressed bytes depend on zstd's version: the golden ones are of 1.5.7."""
+    assert zstandard.ZSTD_VERSION == (1, 5, 7), "constraints.txt pins a zstandard with zstd 1.5.7"
+    assert file_hashes(pack_hand_made(tmp_path)) == file_hashes(GOLDEN)
+
+
+def base_bytes(path: Path) -> dict[str, bytes]:
+    return {name: row[2] for name, row in safetensors(path.read_bytes()).items()}
+
+
+def test_second_reader_reads_the_golden_store(tmp_path: Path) -> None:
+    hand_made(tmp_path)
+    reader = SecondReader(GOLDEN, base_bytes(tmp_path / "base" / "model.safetensors").__getitem__)
+    for name in ("a", "b"):
+        wanted = {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+        assert reader.files(name) == wanted
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.float8_e4m3fn]
+)
+def test_second_reader_reads_what_pack_writes(tmp_path: Path, dtype: torch.dtype) -> None:
+    base = {"big": random_tensor((900, 800), dtype, 1), **base_tensors(dtype)}
+    write_folder(tmp_path / "base", base)
+    write_folder(tmp_path / "tuned", tuned_tensors(base, sigma=1e-3), shards=2)
+    pack(tmp_path / "base", tmp_path / "tuned", out=tmp_path / "store", with_base=True)
+    reader = SecondReader(tmp_path / "store", base_bytes(tmp_path / "base" / "model.safetensors").__getitem__)
+    for name in ("base", "tuned"):
+        wanted = {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+        assert reader.files(name) == wanted
