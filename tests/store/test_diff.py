@@ -57,6 +57,8 @@ def test_measures_equal_those_of_whole_tensors_in_fp64(tmp_path: Path, dtype: to
             assert close(stats.relative_norm, ((t - b).norm() / b.norm()).item())
         for survival, saved in ((stats.bf16, torch.bfloat16), (stats.fp16, torch.float16)):
             wanted, kept = t - b, other.to(saved).double() - tensor.to(saved).double()
+            if not b.numel():
+                continue
             assert survival is not None
             assert survival.lost == int(((wanted != 0) & (kept == 0)).sum())
             if wanted.any() and kept.any():

@@ -30,7 +30,8 @@ def collect(store: Store) -> GcReport:
         store.close()
         store.root = read_root(store.path)
         wanted = referenced(store, store.root)
-        for path in store.objects.files():
+        leftovers = [path for path in sorted(store.path.iterdir()) if files.is_partial(path.name)]
+        for path in [*store.objects.files(), *leftovers]:
             if path not in wanted:
                 count, total = count + 1, total + path.stat().st_size
                 files.remove_file(path)

@@ -8,27 +8,22 @@ from graftwork.store.entry import StoredFile, content_digest
 from graftwork.store.objects import ObjectFolder, file_digest
 
 
-def store_files(objects: ObjectFolder, checkpoint: Checkpoint) -> tuple[tuple[StoredFile, ...], int]:
-    """Store every file's bytes, of files with tensors their headers only; ``(layout, bytes added)``."""
-    stored, total = [], 0
+def store_files(objects: ObjectFolder, checkpoint: Checkpoint) -> tuple[StoredFile, ...]:
+    """Store every file's bytes, of files with tensors their headers only; the layout, sorted by path."""
+    stored = []
     for path, header in checkpoint.headers.items():
-        nbytes = header.data_start + sum(tensor.nbytes for tensor in header.tensors)
-        blob, added = objects.put_blob_bytes(header.raw)
-        stored.append(StoredFile(path, nbytes, True, blob))
-        total += added
+        stored.append(StoredFile(path, checkpoint.file_size(path), True, objects.put_blob_bytes(header.raw)))
     for path in checkpoint.other_files:
-        blob, added = objects.put_blob(checkpoint.root / path)
-        stored.append(StoredFile(path, int(str(blob["nbytes"])), False, blob))
-        total += added
-    return tuple(sorted(stored, key=lambda file: file.path)), total
+        blob = objects.put_blob(checkpoint.root / path)
+        stored.append(StoredFile(path, checkpoint.file_size(path), False, blob))
+    return tuple(sorted(stored, key=lambda file: file.path))
 
 
 def checkpoint_content(checkpoint: Checkpoint, tensors_digest: str) -> str:
     """The content digest that the checkpoint's entry would have, without storing anything."""
     rows = []
     for path, header in checkpoint.headers.items():
-        nbytes = header.data_start + sum(tensor.nbytes for tensor in header.tensors)
-        rows.append((path, nbytes, True, bytes_digest(header.raw)))
+        rows.append((path, checkpoint.file_size(path), True, bytes_digest(header.raw)))
     for path in checkpoint.other_files:
         digest, nbytes = file_digest(checkpoint.root / path)
         rows.append((path, nbytes, False, digest))

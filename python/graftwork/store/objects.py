@@ -52,33 +52,32 @@ class ObjectFolder:
             )
         return data
 
-    def put(self, data: bytes, suffix: str) -> tuple[str, int]:
-        """Store ``data``; ``(digest, bytes that were added)``."""
+    def put(self, data: bytes, suffix: str) -> str:
+        """Store ``data``; its digest."""
         digest = bytes_digest(data)
         path = self.locate(digest, suffix)
-        if path.exists():
-            return digest, 0
-        files.make_folder(path.parent)
-        files.write_file(path, data)
-        return digest, len(data)
+        if not path.exists():
+            files.make_folder(path.parent)
+            files.write_file(path, data)
+        return digest
 
-    def put_file(self, write: Callable[[files.AtomicFile], None], suffix: str) -> tuple[str, int]:
-        """Store what ``write`` writes; ``(digest, bytes that were added)``."""
+    def put_file(self, write: Callable[[files.AtomicFile], None], suffix: str) -> str:
+        """Store what ``write`` writes; its digest."""
         files.make_folder(self.path)
         incoming = self.path / f"{_INCOMING}.{suffix}"
         with files.AtomicFile(incoming) as file:
             write(file)
-        digest, nbytes = file_digest(incoming)
+        digest, _ = file_digest(incoming)
         path = self.locate(digest, suffix)
         if path.exists():
             files.remove_file(incoming)
-            return digest, 0
-        files.make_folder(path.parent)
-        files.move_file(incoming, path)
-        return digest, nbytes
+        else:
+            files.make_folder(path.parent)
+            files.move_file(incoming, path)
+        return digest
 
-    def put_blob(self, source: Path) -> tuple[dict[str, object], int]:
-        """Store a file compressed; ``(reference for a manifest, bytes that were added)``."""
+    def put_blob(self, source: Path) -> dict[str, object]:
+        """Store a file compressed; the reference to it for a manifest."""
         nbytes = source.stat().st_size
 
         def compress(file: files.AtomicFile) -> None:
@@ -93,13 +92,12 @@ class ObjectFolder:
                 file.write(part)
 
         original, _ = file_digest(source)
-        stored, added = self.put_file(compress, "zst")
-        return {"object": stored, "digest": original, "nbytes": nbytes}, added
+        return {"object": self.put_file(compress, "zst"), "digest": original, "nbytes": nbytes}
 
-    def put_blob_bytes(self, data: bytes) -> tuple[dict[str, object], int]:
+    def put_blob_bytes(self, data: bytes) -> dict[str, object]:
         """Store bytes compressed, as ``put_blob`` does a file."""
-        stored, added = self.put(zstandard.ZstdCompressor(level=_BLOB_LEVEL).compress(data), "zst")
-        return {"object": stored, "digest": bytes_digest(data), "nbytes": len(data)}, added
+        stored = self.put(zstandard.ZstdCompressor(level=_BLOB_LEVEL).compress(data), "zst")
+        return {"object": stored, "digest": bytes_digest(data), "nbytes": len(data)}
 
     def blob_pieces(self, reference: dict[str, object]) -> Iterator[bytes]:
         """The pieces of a blob's original bytes; ChecksumError at the end if they are not what was stored."""

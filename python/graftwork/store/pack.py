@@ -15,7 +15,7 @@ from graftwork.delta.source import CheckpointSource, Description, describe
 from graftwork.errors import StoreError
 from graftwork.store.base import check_same_base
 from graftwork.store.encode import EntryEncoder, Identity
-from graftwork.store.entry import EntryManifest, StoredTensor, parse_entry
+from graftwork.store.entry import EntryManifest, StoredFile, StoredTensor, parse_entry
 from graftwork.store.layout import checkpoint_content, store_files
 from graftwork.store.objects import ObjectFolder
 from graftwork.store.results import EntryReport, PackResult
@@ -167,7 +167,7 @@ class _Packer:
     def pack_entry(self, name: str, checkpoint: Checkpoint, *, alone: bool) -> EntryReport:
         """Store one checkpoint, as differences to the base or alone, and commit it."""
         status = "replaced" if name in self._entries else "added"
-        layout, layout_bytes = store_files(self._objects, checkpoint)
+        layout = store_files(self._objects, checkpoint)
         encoder = EntryEncoder(
             checkpoint,
             None if alone else self._base,
@@ -178,7 +178,7 @@ class _Packer:
             stage=f"pack {name}",
             progress=self._progress,
         )
-        delta, delta_bytes = self._objects.put_file(encoder.write, "safetensors")
+        delta = self._objects.put_file(encoder.write, "safetensors")
         checkpoint.check_unchanged()
         self._base.check_unchanged()
         manifest = EntryManifest(
@@ -187,7 +187,7 @@ class _Packer:
             layout,
             encoder.stored_tensors(delta),
             encoder.facts(),
-            layout_bytes + delta_bytes,
+            self._added_bytes(layout, delta),
         )
         self._commit(name, manifest)
         return EntryReport(
@@ -201,10 +201,21 @@ class _Packer:
             {kind: list(rows) for kind, rows in manifest.facts.items()},
         )
 
+    def _added_bytes(self, layout: Sequence[StoredFile], delta: str) -> int:
+        """Bytes of the objects that no committed entry refers to; leftovers of killed runs do not count."""
+        held = {str(file.blob["object"]) for entry in self._entries.values() for file in entry.files}
+        held |= {tensor.object for entry in self._entries.values() for tensor in entry.tensors.values()}
+        new = {(str(file.blob["object"]), "zst") for file in layout} | {(delta, "safetensors")}
+        return sum(
+            self._objects.locate(digest, suffix).stat().st_size
+            for digest, suffix in new
+            if digest not in held
+        )
+
     def _commit(self, name: str, manifest: EntryManifest) -> None:
-        digest, _ = self._objects.put(manifest.to_bytes(), "json")
+        digest = self._objects.put(manifest.to_bytes(), "json")
         if self._root is None:
-            description, _ = self._objects.put(self._described.to_json(), "json")
+            description = self._objects.put(self._described.to_json(), "json")
             self._root = Root(self._described.digest, description)
         self._root = self._root.with_entry(name, digest)
         write_root(self._store, self._root)
@@ -225,10 +236,9 @@ def _check_place(store: Path) -> None:
     """Refuse to make a store of a folder, or file, that holds something else."""
     if not store.exists() or (store / FILE).exists():
         return
-    ours = {OBJECTS, WRITER_LOCK, READER_LOCK}
-    others = (
-        ["a file"] if not store.is_dir() else sorted(p.name for p in store.iterdir() if p.name not in ours)
-    )
+    names = [path.name for path in store.iterdir()] if store.is_dir() else ["a file"]
+    begun = {OBJECTS, WRITER_LOCK, READER_LOCK, files.partial_path(FILE).name}  # by a pack that was killed
+    others = sorted(name for name in names if name not in begun)
     if others:
         raise StoreError(
             "the place for the store is taken",
