@@ -158,7 +158,7 @@ CODECS: dict[str, tuple[str, ...]] = {
 }
 """Codec of a tensor -> methods that its chunks may use."""
 
-LEVELS: dict[str, tuple[int, ...]] = {"fast": (1,), "auto": (1,), "small": (1, 12)}
+LEVELS: dict[str, tuple[int, ...]] = {"fast": (1,), "auto": (1,), "small": (1, 9)}
 """Choice of a codec at the door -> the zstd levels to try; the smallest result of each chunk is kept."""
 
 
