@@ -14,7 +14,7 @@ from graftwork.checkpoint.digest import LEAF_BYTES, tree_digest
 from graftwork.checkpoint.dtypes import DTYPES
 from graftwork.delta.basis import Basis
 from graftwork.delta.codecs import CODECS, METHODS
-from graftwork.errors import ChecksumError, DeltaError, UnknownCodec, VersionTooNew
+from graftwork.errors import ChecksumError, DeltaError, GraftworkError, UnknownCodec, VersionTooNew
 
 FORMAT = "graftwork-delta"
 VERSION = (1, 0)
@@ -119,7 +119,7 @@ def parse_manifest(data: bytes, file: Path) -> tuple[str | None, dict[str, Tenso
         base = content["base"]
         records = {name: _parse_record(name, row, file) for name, row in content["tensors"].items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        if isinstance(error, DeltaError):
+        if isinstance(error, GraftworkError):
             raise
         raise DeltaError(f"the manifest is malformed: {error!r}", file=file, remedy=_REMEDY) from error
     if not (base is None or is_digest(base)):

@@ -11,12 +11,13 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from graftwork.checkpoint.dtypes import DTYPES
+from graftwork.checkpoint.paths import check_distinct, check_relative
 from graftwork.delta.manifest import check_format, is_digest
-from graftwork.errors import DeltaError, StoreError
+from graftwork.errors import GraftworkError, StoreError
 from graftwork.store.root import canonical_json
 
 FORMAT = "graftwork-entry"
@@ -108,7 +109,7 @@ def parse_entry(data: bytes, name: str) -> EntryManifest:
         manifest = EntryManifest(
             content["base"],
             content["tensors_digest"],
-            tuple(_parse_file(row) for row in content["files"]),
+            tuple(_parse_file(row, name) for row in content["files"]),
             {
                 key: StoredTensor(key, row[0], tuple(row[1]), *row[2:])
                 for key, row in content["tensors"].items()
@@ -117,19 +118,17 @@ def parse_entry(data: bytes, name: str) -> EntryManifest:
             content["stored_bytes"],
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        if isinstance(error, DeltaError):
+        if isinstance(error, GraftworkError):
             raise
         raise StoreError(f"an entry's manifest is malformed: {error!r}", file=name) from error
+    check_distinct([file.path for file in manifest.files], file=f"the manifest of entry {name!r}")
     if not all(is_digest(t.object) and is_digest(t.digest) for t in manifest.tensors.values()):
         raise StoreError("an entry's manifest names a tensor by something other than a digest", file=name)
     return manifest
 
 
-def _parse_file(row: dict[str, Any]) -> StoredFile:
-    path = PurePosixPath(row["path"])
-    if path.is_absolute() or ".." in path.parts or not path.parts or "\\" in row["path"]:
-        raise StoreError("an entry's file would lie outside its folder", file=row["path"])
-    blob = row["blob"]
+def _parse_file(row: dict[str, Any], name: str) -> StoredFile:
+    path, blob = check_relative(row["path"], file=f"the manifest of entry {name!r}"), row["blob"]
     if not (is_digest(blob["object"]) and is_digest(blob["digest"]) and type(blob["nbytes"]) is int):
-        raise StoreError("an entry's file has a malformed reference", file=row["path"], got=blob)
-    return StoredFile(row["path"], row["nbytes"], row["holds_tensors"], blob)
+        raise StoreError("an entry's file has a malformed reference", file=path, got=blob)
+    return StoredFile(path, row["nbytes"], row["holds_tensors"], blob)

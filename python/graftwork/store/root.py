@@ -15,7 +15,7 @@ from typing import Any
 
 from graftwork.checkpoint import files
 from graftwork.delta.manifest import check_format, is_digest
-from graftwork.errors import ChecksumError, DeltaError, StoreError
+from graftwork.errors import ChecksumError, GraftworkError, StoreError
 
 FILE = "store.json"
 OBJECTS = "objects"
@@ -97,7 +97,7 @@ def read_root(store: Path) -> Root:
         )
         whole = all(map(is_digest, (root.base, root.description, *root.entries.values())))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        if isinstance(error, DeltaError):
+        if isinstance(error, GraftworkError):
             raise
         raise ChecksumError(f"{FILE} is malformed: {error!r}", file=path, remedy=_REMEDY) from error
     if not whole or root.to_bytes() != data:

@@ -1,0 +1,7 @@
+"""``python -m graftwork.cli``."""
+
+from __future__ import annotations
+
+from graftwork.cli.program import main
+
+main()

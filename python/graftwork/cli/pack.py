@@ -1,0 +1,130 @@
+"""``graftwork pack``."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from dataclasses import replace as with_changes
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from graftwork.cli.options import Json, Quiet, Report, Threads
+from graftwork.cli.terminal import Progress, print_result, progress_bar
+
+if TYPE_CHECKING:
+    from graftwork.recipe import PackRecipe
+    from graftwork.store.results import PackResult
+
+
+BaseModel = Annotated[Path | None, typer.Argument(metavar="BASE", help="The base model.", show_default=False)]
+FineTunes = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="FINETUNE",
+        help="Fine-tunes of it: DIR, or NAME=DIR (DIR may also be a .safetensors file).",
+        show_default=False,
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", metavar="STORE", help="The store; made if missing.", show_default=False),
+]
+Codec = Annotated[
+    Literal["auto", "fast", "small"] | None,
+    typer.Option("--codec", help="How hard to try (default: auto).", show_default=False),
+]
+WithBase = Annotated[
+    bool, typer.Option("--with-base", help="Hold the base too, so that checkout needs nothing else.")
+]
+Replace = Annotated[
+    bool, typer.Option("--replace", help="Let entries that are there already get new content.")
+]
+Recipe = Annotated[
+    Path | None,
+    typer.Option(
+        "--recipe", metavar="FILE.yaml", help="Read the arguments from a recipe.", show_default=False
+    ),
+]
+
+
+def pack(
+    base: BaseModel = None,
+    finetunes: FineTunes = None,
+    out: Out = None,
+    codec: Codec = None,
+    with_base: WithBase = False,
+    replace: Replace = False,
+    threads: Threads = None,
+    recipe: Recipe = None,
+    report: Report = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Pack fine-tunes of one base into a store, as deltas.
+
+    \b
+    [bold]Examples[/bold]
+      graftwork pack base/ runs/chat runs/code -o store/
+      graftwork pack base/ chat=runs/2024-11-07 -o store/ --codec small
+      graftwork pack base/ runs/chat -o store/ --with-base --report chat.html
+      graftwork pack --recipe pack.yaml
+
+    \b
+    [bold]A recipe[/bold] (YAML; paths from its own folder; what the command line says wins)
+      base: models/base
+      finetunes: {chat: runs/2024-11-07, code: runs/code}
+      out: store
+      codec: small
+
+    An entry's name is its folder's name unless given. Packing the same content again changes nothing.
+    """
+    from graftwork import store
+    from graftwork.report.tables import pack_table
+
+    given = {
+        "base": base,
+        "finetunes": [_named(argument) for argument in finetunes or ()],
+        "out": out,
+        "codec": codec,
+        "with_base": with_base,
+        "replace": replace,
+        "threads": threads,
+    }
+    job = _job(recipe, {key: value for key, value in given.items() if value})
+    with progress_bar(quiet or as_json) as progress:
+        arguments = {f.name: getattr(job, f.name) for f in fields(job)}
+        result = store.pack(**arguments, progress=progress)
+        if report is not None:
+            _write_report(report, job, result, progress)
+    print_result(result.to_dict(), lambda: pack_table(result), as_json=as_json, quiet=quiet)
+
+
+def _named(argument: str) -> Path | tuple[str, Path]:
+    """``NAME=DIR`` or ``DIR``; a folder whose own name holds ``=`` is given as ``./DIR``."""
+    name, equals, folder = argument.partition("=")
+    return (name, Path(folder)) if equals and "/" not in name else Path(argument)
+
+
+def _job(recipe: Path | None, given: dict[str, Any]) -> PackRecipe:
+    from graftwork.recipe import PackRecipe, load_recipe
+
+    if recipe is not None:
+        return with_changes(load_recipe(recipe, PackRecipe), **given)
+    for key, hint in (("base", "BASE"), ("finetunes", "FINETUNE"), ("out", "--out")):
+        if key not in given:
+            raise typer.BadParameter("missing; give it here, or in a --recipe", param_hint=hint)
+    return PackRecipe(**given)
+
+
+def _write_report(path: Path, job: PackRecipe, result: PackResult, progress: Progress | None) -> None:
+    from graftwork import store
+    from graftwork.report import write_report
+
+    listed = job.finetunes.values() if isinstance(job.finetunes, dict) else job.finetunes
+    sources = [source[1] if isinstance(source, tuple) else source for source in listed]
+    diffs = {
+        entry.name: store.diff(job.base, source, threads=job.threads, progress=progress)
+        for entry, source in zip(result.entries[-len(sources) :], sources, strict=True)
+    }
+    write_report(path, title=f"Fine-tunes of {job.base.name}", pack=result, diffs=diffs)

@@ -1,0 +1,224 @@
+"""Strict YAML recipes: a job's settings as a file, checked against a dataclass before any work starts.
+
+Nothing in a recipe is ignored and nothing is guessed: an unknown key, a key given twice, a missing key and a
+value of the wrong kind are each a `RecipeError` naming the file, the key, what was found and what was wanted.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from graftwork.errors import RecipeError
+
+__all__ = ["PackRecipe", "load_recipe"]
+
+MAX_RECIPE_BYTES = 1 << 20
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class PackRecipe:
+    """What ``graftwork pack --recipe`` reads: the arguments of `graftwork.store.pack`, by their names."""
+
+    base: Path
+    finetunes: list[Path] | dict[str, Path]
+    out: Path
+    codec: Literal["auto", "fast", "small"] = "auto"
+    with_base: bool = False
+    replace: bool = False
+    threads: int | None = None
+
+
+def load_recipe(path: str | PathLike[str], schema: type[T]) -> T:
+    """Read the YAML file ``path`` into an instance of the dataclass ``schema``.
+
+    Parameters
+    ----------
+    path : path
+        A YAML file of at most 1 MiB whose top level is a mapping. Only plain data is read (``safe_load``).
+    schema : type
+        A dataclass. Its fields may be ``str``, ``int``, ``float``, ``bool``, ``Path``, ``None``, ``Literal``,
+        ``list[...]``, ``dict[str, ...]``, other dataclasses, and unions of these. ``float`` takes whole
+        numbers too; nothing else is converted.
+
+    Returns
+    -------
+    T
+        The recipe; a relative ``Path`` in it has been taken from the recipe's own folder.
+
+    Raises
+    ------
+    RecipeError
+        The file is no YAML mapping, or a key is unknown, repeated, missing or of the wrong kind.
+    OSError
+        The file cannot be read.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = Path(folder, "pack.yaml")
+    ...     _ = file.write_text("base: models/base\\nfinetunes: {mail: models/mail}\\nout: store\\n")
+    ...     load_recipe(file, PackRecipe).out == Path(folder, "store")
+    True
+    """
+    file = Path(path)
+    if file.stat().st_size > MAX_RECIPE_BYTES:
+        raise RecipeError("the recipe is too large", file=file, wanted=f"at most {MAX_RECIPE_BYTES} bytes")
+    try:
+        data = yaml.load(file.read_bytes(), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise RecipeError(
+            f"the recipe is not valid YAML: {' '.join(str(error).split()) or type(error).__name__}", file=file
+        ) from error
+    return typing.cast(T, _Reader(file)._record(data, schema, ""))
+
+
+class _Loader(yaml.SafeLoader):
+    """``SafeLoader`` that refuses repeated keys and reads ``1e-4`` as a number, as YAML 1.2 does."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        if isinstance(node, yaml.MappingNode):
+            seen: set[str] = set()
+            for key, _ in node.value:
+                if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                    if key.value in seen:
+                        raise yaml.constructor.ConstructorError(
+                            None, None, f"the key {key.value!r} is given twice", key.start_mark
+                        )
+                    seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+class _Reader:
+    """Checks parsed YAML against types; holds the file, for errors and for relative paths."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def _record(self, value: object, schema: type, where: str) -> object:
+        table = self._table(value, where, "a mapping of settings")
+        kinds = typing.get_type_hints(schema)
+        for key in table:
+            if key not in kinds:
+                near = difflib.get_close_matches(key, kinds, n=1, cutoff=0.5)
+                raise RecipeError(
+                    f"unknown key {_join(where, key)!r}",
+                    file=self.file,
+                    wanted=f"one of {', '.join(kinds)}",
+                    remedy=f"did you mean {near[0]!r}?" if near else "remove it",
+                )
+        for field in fields(schema):
+            if field.name not in table and field.default is MISSING and field.default_factory is MISSING:
+                raise RecipeError(
+                    f"the key {_join(where, field.name)!r} is missing",
+                    file=self.file,
+                    wanted=_describe(kinds[field.name]),
+                    remedy=f"add a line '{field.name}: ...'",
+                )
+        return schema(**{key: self._value(v, kinds[key], _join(where, key)) for key, v in table.items()})
+
+    def _table(self, value: object, where: str, wanted: str) -> Mapping[str, object]:
+        if not isinstance(value, dict):
+            raise self._wrong(value, wanted, where)
+        for key in value:
+            if not isinstance(key, str):
+                raise RecipeError(
+                    f"a key in {where or 'the recipe'!r} is no text",
+                    file=self.file,
+                    got=f"{key!r} ({type(key).__name__})",
+                    wanted="text",
+                    remedy="put the key in quotes",
+                )
+        return value
+
+    def _value(self, value: object, kind: Any, where: str) -> object:
+        origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+        if origin in (typing.Union, types.UnionType):
+            return self._value(value, _choose(value, kind) or self._refuse(value, kind, where), where)
+        if not _fits(value, kind):
+            self._refuse(value, kind, where)
+        if is_dataclass(kind):
+            return self._record(value, typing.cast(type, kind), where)
+        if origin is dict:
+            table = self._table(value, where, _describe(kind))
+            return {key: self._value(v, arguments[1], _join(where, key)) for key, v in table.items()}
+        if origin is list:
+            rows = typing.cast(Sequence[object], value)
+            return [self._value(v, arguments[0], f"{where}[{i}]") for i, v in enumerate(rows)]
+        if kind is Path:
+            return self.file.parent / Path(str(value)).expanduser()
+        return float(typing.cast(float, value)) if kind is float else value
+
+    def _refuse(self, value: object, kind: Any, where: str) -> typing.NoReturn:
+        raise self._wrong(value, _describe(kind), where)
+
+    def _wrong(self, value: object, wanted: str, where: str) -> RecipeError:
+        text = isinstance(value, bool | int | float) and "text" in wanted
+        return RecipeError(
+            f"wrong value for {where!r}" if where else "the recipe holds no settings",
+            file=self.file,
+            got=f"{value!r:.200} ({_KINDS.get(type(value), type(value).__name__)})",
+            wanted=wanted,
+            remedy="put the value in quotes" if text else None,
+        )
+
+
+_KINDS = {
+    str: "text", int: "whole number", float: "number", bool: "true or false", Path: "path", dict: "mapping",
+    list: "list", type(None): "nothing",
+}  # fmt: skip
+
+
+def _join(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else key
+
+
+def _choose(value: object, union: Any) -> Any:
+    """The first member of ``union`` that takes ``value``, or None."""
+    return next((kind for kind in typing.get_args(union) if _fits(value, kind)), None)
+
+
+def _fits(value: object, kind: Any) -> bool:
+    """Whether ``value`` is of ``kind`` at its top level (what it holds is checked one by one)."""
+    origin = typing.get_origin(kind)
+    if origin is Literal:
+        return any(type(value) is type(choice) and value == choice for choice in typing.get_args(kind))
+    if is_dataclass(kind) or origin is dict:
+        return isinstance(value, dict)
+    if origin is list:
+        return isinstance(value, list)
+    if kind is Path:
+        return isinstance(value, str) and value != ""
+    if kind is float:
+        return type(value) in (int, float)
+    return type(value) is kind
+
+
+def _describe(kind: Any) -> str:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_describe(member) for member in arguments)
+    if origin is Literal:
+        return "one of " + ", ".join(map(repr, arguments))
+    if origin is list:
+        return f"a list of {_describe(arguments[0])}"
+    if origin is dict:
+        return f"a mapping of names to {_describe(arguments[1])}"
+    return "a mapping of settings" if is_dataclass(kind) else _KINDS[kind]
