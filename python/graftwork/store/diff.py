@@ -239,15 +239,14 @@ def _tensor_diffs(
     total = sum(length for pair in pairs for _, length in _ranges(pair))
     scratch = Scratch()
 
-    def compare(job: tuple[_Pair, int, int]) -> tuple[UpdateStats, torch.Tensor]:
-        pair, offset, length = job
-        assert pair.base is not None and pair.tuned is not None
+    def compare(job: tuple[str, int, int]) -> tuple[UpdateStats, torch.Tensor]:
+        name, offset, length = job
         left, right = scratch.buffer("base", length), scratch.buffer("tuned", length)
-        base.read_into(pair.base, offset, left)
-        tuned.read_into(pair.tuned, offset, right)
-        return _compare(left, right, pair.tuned.dtype)
+        base.read_into(base.tensors[name], offset, left)
+        tuned.read_into(tuned.tensors[name], offset, right)
+        return _compare(left, right, tuned.tensors[name].dtype)
 
-    jobs = ((pair, offset, length) for pair in pairs for offset, length in _ranges(pair))
+    jobs = ((pair.name, offset, length) for pair in pairs for offset, length in _ranges(pair))
     results = ordered_map(compare, jobs, threads=threads)
     done = 0
     for pair in pairs:
