@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from graftwork.ops.lossless_delta import WORDS
 from hypothesis import strategies as st
+
+from graftwork.ops.lossless_delta import WORDS
 
 #: Nothing, one, around a vector, odd, around a block, and more than two chunks of work.
 SIZES = (0, 1, 31, 33, 1000, 4097)
@@ -21,7 +22,9 @@ def random_words(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> t
     return data.view(dtype).reshape(shape)
 
 
-def pair(numel: int, dtype: torch.dtype, seed: int = 0, step: float = 1e-4) -> tuple[torch.Tensor, torch.Tensor]:
+def pair(
+    numel: int, dtype: torch.dtype, seed: int = 0, step: float = 1e-4
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights N(0, .02²) and a fine-tune N(0, step²) away, a third of it unchanged."""
     generator = torch.Generator().manual_seed(seed)
     base = torch.randn(numel, generator=generator, dtype=torch.float64) * 0.02
@@ -36,7 +39,18 @@ def special_words(dtype: torch.dtype) -> torch.Tensor:
     bits = 8 * dtype.itemsize
     infinity = ((1 << (bits - 1 - mantissa)) - 1) << mantissa
     normal, one = 1 << mantissa, (infinity >> 1) & -(1 << mantissa)
-    magnitudes = [0, 1, normal - 1, normal, one - 1, one, infinity - 1, infinity, infinity + 1, (1 << (bits - 1)) - 1]
+    magnitudes = [
+        0,
+        1,
+        normal - 1,
+        normal,
+        one - 1,
+        one,
+        infinity - 1,
+        infinity,
+        infinity + 1,
+        (1 << (bits - 1)) - 1,
+    ]
     patterns = [*magnitudes, *(m - (1 << (bits - 1)) for m in magnitudes)]
     return torch.tensor(patterns, dtype=_INTEGER[dtype.itemsize]).view(dtype)
 

@@ -267,7 +267,7 @@ class Store:
             delta.read_chunk(tensor.key, index, basis, target[offset : offset + length])
 
         try:
-            for _ in ordered_map(restore, range(len(ranges)), threads=default_threads()):
+            for _ in ordered_map(restore, range(len(ranges)), threads=min(default_threads(), len(ranges))):
                 pass
             if record.codec == "same" and bytes_digest(target) != tensor.digest:
                 raise ChecksumError("a restored tensor differs from its digest", tensor=key)

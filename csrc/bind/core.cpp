@@ -1,0 +1,13 @@
+#include "bind/core.h"
+
+#include "core/support/isa.h"
+
+namespace graftwork {
+void bind_lossless_delta(pybind11::module_& module);
+}
+
+PYBIND11_MODULE(_core, module) {
+  module.doc() = "The CPU operations of graftwork; graftwork.ops checks the arguments and calls them.";
+  module.def("isa_level", [] { return graftwork::isa_level_name(graftwork::isa_level()); });
+  graftwork::bind_lossless_delta(module);
+}

@@ -1,0 +1,169 @@
+"""From tensors to the native modules: the only place that touches pointers, and that registers operations.
+
+``_core`` (CPU) is loaded at the first call on a CPU tensor, ``_cuda`` and Triton at the first on a CUDA tensor.
+Where a native module is missing, or an operation has no native code for a dtype, the reference runs instead and a
+:class:`FallbackWarning` says so once, if the tensor is large enough for it to matter.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+GRAIN = 1 << 17  # elements a thread: below this a second thread does not pay
+_LIBRARY = torch.library.Library("graftwork", "DEF")
+_local = threading.local()
+_warned: set[tuple[str, str, torch.dtype]] = set()
+
+
+class FallbackWarning(UserWarning):
+    """An operation runs by its reference, slower than natively."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The native way of one operation on one device: who implements it, for which dtypes of the first argument."""
+
+    module: str
+    dtypes: tuple[torch.dtype, ...]
+    call: Callable[..., Any]
+
+
+#: operation -> device type -> route; filled by :func:`register`, read by :mod:`graftwork.ops.table`.
+NATIVE: dict[str, dict[str, Route]] = {}
+
+
+def register(
+    name: str,
+    schema: str,
+    *,
+    reference: Callable[..., Any],
+    fake: Callable[..., Any],
+    cpu: Route,
+    cuda: Route,
+) -> None:
+    """Define ``torch.ops.graftwork.<name>``: the reference on any device, `cpu` and `cuda` where they apply.
+
+    Nothing is differentiable: the result never requires a gradient, as under :class:`torch.no_grad`.
+    """
+    reference = torch.no_grad()(reference)
+    _LIBRARY.define(name + schema)
+    _LIBRARY.impl(name, reference, "CompositeExplicitAutograd")
+    _LIBRARY.impl(name, torch.library.fallthrough_kernel, "Autograd")
+    NATIVE[name] = {"cpu": cpu, "cuda": cuda}
+    for device, route in NATIVE[name].items():
+        _LIBRARY.impl(name, _routed(name, device, route, reference), device.upper())
+    torch.library.register_fake(f"graftwork::{name}", fake, lib=_LIBRARY)
+
+
+def _routed(name: str, device: str, route: Route, reference: Callable[..., Any]) -> Callable[..., Any]:
+    def run(first: Tensor, *rest: Any) -> Any:
+        if first.dtype in route.dtypes and _missing(route.module) is None:
+            return route.call(first, *rest)
+        if first.numel() >= GRAIN:
+            _warn_fallback(name, device, route, first.dtype)
+        return reference(first, *rest)
+
+    return run
+
+
+def _warn_fallback(name: str, device: str, route: Route, dtype: torch.dtype) -> None:
+    if (name, device, dtype) in _warned:
+        return
+    _warned.add((name, device, dtype))
+    if dtype not in route.dtypes:
+        reason = "it has no native code for this dtype (see `python -m graftwork.ops.table`)"
+    else:
+        reason = f"{_missing(route.module)}; {_REMEDY[device]}"
+    warnings.warn(
+        f"{name} runs by its reference for {dtype} on {device}: {reason}", FallbackWarning, stacklevel=4
+    )
+
+
+_REMEDY = {
+    "cpu": "install graftwork with a C++20 compiler at hand (`pip install .`)",
+    "cuda": "reinstall graftwork with GRAFTWORK_CUDA=ON and nvcc on PATH, and with triton installed",
+}
+
+
+@cache
+def load(module: str) -> Any:
+    """A native module of this package, imported when it is first used."""
+    return import_module(f"graftwork.{module}")
+
+
+@cache
+def _missing(module: str) -> str | None:
+    """Why a native module cannot be used, or None if it can."""
+    try:
+        load(module)
+    except ImportError as error:
+        return f"graftwork.{module} is not available ({error})"
+    return None
+
+
+def isa_level() -> str | None:
+    """The CPU level in use: "baseline", "avx2" or "avx512"; None where the native core is missing."""
+    return None if _missing("_core") else load("_core").isa_level()
+
+
+@contextmanager
+def thread_limit(threads: int) -> Iterator[None]:
+    """Let operations that this Python thread calls use at most `threads` threads each.
+
+    Without it they use :func:`torch.get_num_threads`, which stays the upper bound. Results do not depend on it.
+    """
+    if threads < 1:
+        raise ValueError(f"thread_limit: threads must be at least 1, got {threads}")
+    before = getattr(_local, "limit", None)
+    _local.limit = threads
+    try:
+        yield
+    finally:
+        _local.limit = before
+
+
+def threads_for(numel: int) -> int:
+    """Threads for an operation on `numel` elements."""
+    allowed = min(torch.get_num_threads(), getattr(_local, "limit", None) or torch.get_num_threads())
+    return max(1, min(allowed, numel // GRAIN))
+
+
+def call(name: str, *arguments: Any, like: Tensor) -> None:
+    """Call the native function of the device of `like`: tensors as pointers; then threads (CPU) or the stream (CUDA)."""
+    values = [argument.data_ptr() if isinstance(argument, Tensor) else argument for argument in arguments]
+    if like.device.type == "cpu":
+        getattr(load("_core"), name)(*values, threads_for(like.numel()))
+        return
+    with torch.cuda.device(like.device):
+        getattr(load("_cuda"), name)(*values, torch.cuda.current_stream().cuda_stream)
+
+
+def cuda_workspace(name: str, *sizes: int, like: Tensor) -> Tensor:
+    """The scratch memory that ``_cuda.<name>`` asks for."""
+    return like.new_empty(getattr(load("_cuda"), f"{name}_workspace_bytes")(*sizes), dtype=torch.uint8)
+
+
+def packed(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy of it, contiguous and aligned to its elements (a memory-mapped file need not be)."""
+    tensor = tensor.contiguous()
+    return tensor.clone() if tensor.data_ptr() % tensor.itemsize else tensor
+
+
+def check_output(operation: str, name: str, output: Tensor, **inputs: Tensor) -> None:
+    """Raise ValueError if a contiguous output is not aligned to its elements or shares memory with an input."""
+    start, stop = output.data_ptr(), output.data_ptr() + output.nbytes
+    if start % output.itemsize:
+        raise ValueError(f"{operation}: {name} must start at a multiple of {output.itemsize} bytes in memory")
+    for input_name, tensor in inputs.items():
+        if tensor.data_ptr() < stop and start < tensor.data_ptr() + tensor.nbytes:
+            raise ValueError(f"{operation}: {name} overlaps {input_name} in memory; pass a separate output")

@@ -1,0 +1,1 @@
+"""The operations in plain torch: specification, fallback for any device and dtype, oracle of the tests."""
