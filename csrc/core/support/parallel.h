@@ -26,9 +26,8 @@ inline Chunks cut(int64_t numel) {
   return {numel, length, static_cast<int>((numel + length - 1) / length)};
 }
 
-// Every thread makes a State on its stack, calls body(state, chunk) for the chunks that fall to it, and in
-// the end merge(state), one thread at a time. Neither may throw: an exception must not leave a parallel
-// region.
+// Every thread makes a State on its stack, calls body(state, chunk) for the chunks that fall to it, and in the
+// end merge(state), one thread at a time. Neither may throw: an exception must not leave a parallel region.
 template <class State, class Body, class Merge>
 inline void parallel_chunks(const Chunks& chunks, int threads, const Body& body, const Merge& merge) {
   if (threads > chunks.count) threads = chunks.count;
