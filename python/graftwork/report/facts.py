@@ -39,6 +39,7 @@ def diff_facts(diff: CheckpointDiff) -> list[str]:
         ("only in tuned", False, "only in the fine-tune"),
         ("only in base", False, "only in the base"),
         ("dtype differs", False, "of another dtype, not compared"),
+        ("dtype differs", True, "of another dtype, compared with the base cast to it"),
         ("shape differs", False, "of another shape, not compared"),
         ("shape differs", True, "with more or fewer rows, compared in those that both have"),
     ):

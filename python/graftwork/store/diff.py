@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from graftwork.checkpoint import Checkpoint, open_checkpoint
 from graftwork.checkpoint.dtypes import DTYPES
+from graftwork.delta.basis import Basis, BasisReader, find_basis
 from graftwork.delta.pipeline import Progress, Scratch, default_threads, ordered_map
+from graftwork.delta.source import CheckpointSource
 from graftwork.store.update_stats import Survival, UpdateStats
 
 if TYPE_CHECKING:
@@ -36,9 +38,9 @@ Fact = Literal["same", "changed", "only in base", "only in tuned", "dtype differ
 class TensorDiff:
     """One tensor of either checkpoint.
 
-    ``stats`` covers the elements that can be compared: all of them; the first rows where only the number of
-    rows differs (a grown vocabulary); none (None) where dtypes or other dimensions differ or a side is
-    absent.
+    ``stats`` covers the elements that have a basis in the base (`graftwork.delta.basis`): all of them; the
+    first rows where only the number of rows differs (a grown vocabulary); none (None) where other dimensions
+    differ or a side is absent. Where the float dtypes differ, the base is cast to the fine-tune's.
     """
 
     name: str
@@ -174,12 +176,17 @@ def diff(
 
 
 class _Pair(NamedTuple):
-    """A tensor's two sides, and how many words (see `_word`) can be compared."""
+    """A tensor's two sides, and the basis that the base's side is of the other."""
 
     name: str
     base: TensorInfo | None
     tuned: TensorInfo | None
-    words: int
+    basis: Basis | None
+
+    @property
+    def compared(self) -> int:
+        """Bytes of the fine-tune that can be compared."""
+        return self.basis.nbytes if self.basis else 0
 
     @property
     def fact(self) -> Fact | None:
@@ -198,18 +205,11 @@ def _opened(source: str | PathLike[str] | Checkpoint) -> AbstractContextManager[
 def _pairs(base: Checkpoint, tuned: Checkpoint) -> Iterator[_Pair]:
     for name in dict.fromkeys((*tuned.tensors, *base.tensors)):
         a, b = base.tensors.get(name), tuned.tensors.get(name)
-        yield _Pair(name, a, b, _comparable(a, b) if a and b else 0)
+        yield _Pair(name, a, b, find_basis(b, a, "") if b else None)
 
 
-def _comparable(a: TensorInfo, b: TensorInfo) -> int:
-    """Leading words that both tensors have: all, or the first rows where only the row count differs."""
-    if a.dtype != b.dtype or len(a.shape) != len(b.shape) or a.shape[1:] != b.shape[1:]:
-        return 0
-    return min(a.nbytes, b.nbytes) // _word(a.dtype)[1]
-
-
-def _word(code: str) -> tuple[str, int]:
-    """Name of the torch dtype that a safetensors dtype's words are read as, and their bytes.
+def _word(code: str) -> str:
+    """Name of the torch dtype that a safetensors dtype's words are read as.
 
     A complex number is two floats; dtypes below one byte and bare exponents are compared as bytes.
     """
@@ -219,15 +219,13 @@ def _word(code: str) -> tuple[str, int]:
         name = "uint8"
     elif dtype.bits > 8 * dtype.word_bytes:
         name = f"float{8 * dtype.word_bytes}"
-    return name, dtype.word_bytes
+    return name
 
 
 def _ranges(pair: _Pair) -> Iterator[tuple[int, int]]:
     """``(offset, length)`` in bytes of every piece to compare; pieces hold whole words."""
-    if pair.words and pair.base is not None:
-        stop = pair.words * _word(pair.base.dtype)[1]
-        for offset in range(0, stop, CHUNK_BYTES):
-            yield offset, min(CHUNK_BYTES, stop - offset)
+    for offset in range(0, pair.compared, CHUNK_BYTES):
+        yield offset, min(CHUNK_BYTES, pair.compared - offset)
 
 
 def _tensor_diffs(
@@ -237,16 +235,15 @@ def _tensor_diffs(
 
     pairs = list(_pairs(base, tuned))
     total = sum(length for pair in pairs for _, length in _ranges(pair))
-    scratch = Scratch()
+    scratch, reader = Scratch(), BasisReader(CheckpointSource(base))
 
-    def compare(job: tuple[str, int, int]) -> tuple[UpdateStats, torch.Tensor]:
-        name, offset, length = job
-        left, right = scratch.buffer("base", length), scratch.buffer("tuned", length)
-        base.read_into(base.tensors[name], offset, left)
-        tuned.read_into(tuned.tensors[name], offset, right)
-        return _compare(left, right, tuned.tensors[name].dtype)
+    def compare(job: tuple[str, Basis | None, int, int]) -> tuple[UpdateStats, torch.Tensor]:
+        name, basis, offset, length = job
+        info, right = tuned.tensors[name], scratch.buffer("tuned", length)
+        tuned.read_into(info, offset, right)
+        return _compare(reader.read(basis, info.dtype, offset, length), right, info.dtype)
 
-    jobs = ((pair.name, offset, length) for pair in pairs for offset, length in _ranges(pair))
+    jobs = ((pair.name, pair.basis, offset, length) for pair in pairs for offset, length in _ranges(pair))
     results = ordered_map(compare, jobs, threads=threads)
     done = 0
     for pair in pairs:
@@ -268,7 +265,7 @@ def _compare(left: memoryview, right: memoryview, code: str) -> tuple[UpdateStat
 
     from graftwork.ops.lossless_delta import delta_stats, update_survival
 
-    dtype = getattr(torch, _word(code)[0])
+    dtype = getattr(torch, _word(code))
     base, tuned = torch.frombuffer(left, dtype=dtype), torch.frombuffer(right, dtype=dtype)
     found = delta_stats(base, tuned)
     stats = UpdateStats(base.numel(), *found.counts.tolist(), *found.sums.tolist())
@@ -288,15 +285,17 @@ def _tensor_diff(
     base, tuned = pair.base, pair.tuned
     fact: Fact = pair.fact or ("changed" if stats.changed else "same")
     note = ""
-    if fact == "shape differs" and pair.words and base and tuned:
-        rows = base.shape[0], tuned.shape[0]
-        note = f"{rows[0]} → {rows[1]} rows, the first {min(rows)} compared"
+    if pair.basis and base and tuned and fact != "changed":
+        notes = [f"the base cast from {base.dtype} to {tuned.dtype}"] if base.dtype != tuned.dtype else []
+        if base.shape != tuned.shape:
+            rows = base.shape[0], tuned.shape[0]
+            notes.append(f"{rows[0]} → {rows[1]} rows, the first {min(rows)} compared")
+        note = "; ".join(notes)
     elif fact == "only in tuned" and pair.name in base_tied:
         note = f"not in the base, where it is tied to {base_tied[pair.name]!r}"
     elif fact == "only in base" and pair.name in tuned_tied:
         note = f"not in the fine-tune, where it is tied to {tuned_tied[pair.name]!r}"
     tuned_bytes = tuned.nbytes if tuned else 0
-    compared = pair.words * _word(tuned.dtype)[1] if tuned else 0
     return TensorDiff(
         name=pair.name,
         fact=fact,
@@ -305,8 +304,8 @@ def _tensor_diff(
         base_shape=tuple(base.shape) if base else None,
         tuned_shape=tuple(tuned.shape) if tuned else None,
         tuned_bytes=tuned_bytes,
-        bound_bytes=math.ceil(stats.bound_bits / 8) + tuned_bytes - compared,
-        stats=stats if pair.words or pair.fact is None else None,
+        bound_bytes=math.ceil(stats.bound_bits / 8) + tuned_bytes - pair.compared,
+        stats=stats if pair.compared or pair.fact is None else None,
         note=note,
     )
 
