@@ -27,13 +27,13 @@ def tensor_diff(
         base_square=base_square,
         tuned_square=base_square + update,
         max_update=relative_norm,
-        bound_bits=6.5 * elements,
+        entropy_bits=6.5 * elements,
         bf16=survival,
         fp16=survival,
     )
     shape, nbytes = (elements,), 4 * elements
     return TensorDiff(
-        name, "changed", "F32", "F32", shape, shape, nbytes, math.ceil(stats.bound_bits / 8), stats
+        name, "changed", "F32", "F32", shape, shape, nbytes, math.ceil(stats.entropy_bits / 8), stats
     )
 
 

@@ -58,7 +58,7 @@ def test_a_whole_report(tmp_path: Path) -> None:
     markup, text = read(tmp_path / "r.html")
     for wanted in ("Two fine-tunes", "2.00 MB", "200 kB", "10.0 %", "Scores", "held-out", "0.750"):
         assert wanted in text
-    for wanted in ("mail: what changed", "model.layers", "outside layers", "Relative update norm", "bound"):
+    for wanted in ("mail: what changed", "model.layers", "outside layers", "Relative update norm", "entropy"):
         assert wanted in text
     assert "50.0 %" in text and "Saved in bf16" in text
     assert "1 tensor only in the fine-tune: lm_head.weight." in text

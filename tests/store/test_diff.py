@@ -73,8 +73,8 @@ def test_bound_is_the_entropy_of_the_merged_histogram(tmp_path: Path) -> None:
     found = compare(tmp_path, base, tuned)
     for name, tensor in base.items():
         bits = conditional_entropy_bits(delta_stats(tensor, tuned[name]).histogram)
-        assert tensor_of(found, name).bound_bytes == math.ceil(bits / 8)
-    assert found.bound_bytes == sum(t.bound_bytes for t in found.tensors) < found.tuned_bytes
+        assert tensor_of(found, name).entropy_bytes == math.ceil(bits / 8)
+    assert found.entropy_bytes == sum(t.entropy_bytes for t in found.tensors) < found.tuned_bytes
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -187,14 +187,14 @@ def test_facts_of_tensors_that_do_not_match(tmp_path: Path) -> None:
     }
     grown, cut = tensor_of(found, "grown"), tensor_of(found, "cut")
     assert (grown.stats.elements, grown.stats.changed) == (20, 20)
-    assert grown.bound_bytes >= 2 * 4 * 4
+    assert grown.entropy_bytes >= 2 * 4 * 4
     assert "5 → 7 rows, the first 5 compared" in grown.note
     assert (cut.stats.elements, cut.stats.changed) == (8, 0)
     cast = tensor_of(found, "cast")
-    assert (cast.stats.elements, cast.stats.changed, cast.bound_bytes) == (4, 0, 0), cast
+    assert (cast.stats.elements, cast.stats.changed, cast.entropy_bytes) == (4, 0, 0), cast
     assert cast.note == "the base cast from F32 to BF16"
     assert all(tensor_of(found, name).stats is None for name in ("turned", "flat", "gone", "new"))
-    assert tensor_of(found, "gone").bound_bytes == 0
+    assert tensor_of(found, "gone").entropy_bytes == 0
     assert [t.name for t in found.tensors][-1] == "gone"
     assert not found.identical
 

@@ -30,7 +30,7 @@ TOP = 15
 _MEASURES = 3
 _COLUMNS = (
     "tensor", "kind", "changed", "update norm", "largest change", "bf16: cosine", "bf16: norm kept",
-    "bound", "note",
+    "entropy", "note",
 )  # fmt: skip
 
 
@@ -64,11 +64,11 @@ def diff_section(name: str, diff: CheckpointDiff, *, max_cells: int, max_rows: i
 
 def _totals(diff: CheckpointDiff) -> str:
     total = diff.total
-    bound = show_share(diff.bound_bytes / diff.tuned_bytes if diff.tuned_bytes else None)
+    entropy = show_share(diff.entropy_bytes / diff.tuned_bytes if diff.tuned_bytes else None)
     facts = [
         (show_share(total.changed_share), f"of {total.elements:,} compared elements changed"),
         (show_relative(total.relative_norm), "update norm relative to the base"),
-        (bound, f"of {show_bytes(diff.tuned_bytes)} needed at the lossless bound"),
+        (entropy, f"of {show_bytes(diff.tuned_bytes)} is the entropy of the update"),
     ]
     for dtype, survival in (("bf16", total.bf16), ("fp16", total.fp16)):
         if survival is not None:
@@ -136,7 +136,7 @@ def _rows(tensors: Sequence[TensorDiff]) -> list[tuple[str, ...]]:
                 show_measure(stats.max_update if stats else None),
                 show_cosine(bf16.cosine if bf16 else None),
                 show_share(bf16.retained_norm if bf16 else None),
-                show_bytes(tensor.bound_bytes) if tensor.tuned_dtype else "",
+                show_bytes(tensor.entropy_bytes) if tensor.tuned_dtype else "",
                 tensor_note(tensor),
             )
         )

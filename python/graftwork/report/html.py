@@ -61,7 +61,7 @@ def write_report(
         Brings the chart of sizes and the table of entries.
     diffs : mapping, optional
         Name to `CheckpointDiff`: one section each, with heat maps; names of entries of ``pack`` also bring
-        the bound into its chart.
+        the entropy into its chart.
     tables : sequence of Table, optional
         Shown as they are, between the two.
 
@@ -112,9 +112,9 @@ def _pack_section(pack: PackResult, diffs: Mapping[str, CheckpointDiff]) -> str:
     groups, rows = [], []
     for entry in pack.entries[:MAX_ENTRIES]:
         bars = [Bar("original", entry.file_bytes, "whole"), Bar("stored", entry.stored_bytes, "stored")]
-        bound = diffs[entry.name].bound_bytes if entry.name in diffs else None
-        if bound is not None:
-            bars.append(Bar("bound", bound, "bound"))
+        entropy = diffs[entry.name].entropy_bytes if entry.name in diffs else None
+        if entropy is not None:
+            bars.append(Bar("entropy", entropy, "bound"))
         groups.append(Group(entry.name, tuple(bars)))
         share = show_share(entry.stored_bytes / entry.file_bytes if entry.file_bytes else None)
         codecs = ", ".join(f"{codec} × {use.tensors}" for codec, use in entry.codecs.items())
@@ -129,8 +129,8 @@ def _pack_section(pack: PackResult, diffs: Mapping[str, CheckpointDiff]) -> str:
         (show_share(stored / whole if whole else None), "of the files' size"),
     )
     note = (
-        '<p class="soft">Stored: bytes that the entry added to the store. Bound: entropy of the differences '
-        "of the words, given the exponents of the base, tensor by tensor.</p>"
+        '<p class="soft">Stored: bytes that the entry added to the store. Entropy: what the classes of the '
+        "differences need, given the base's exponents, with the bits below as they are, tensor by tensor.</p>"
     )
     if len(pack.entries) > MAX_ENTRIES:
         note += f'<p class="soft">Only the first {MAX_ENTRIES} are shown; the sums count all.</p>'

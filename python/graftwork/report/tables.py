@@ -87,11 +87,11 @@ def diff_table(diff: CheckpointDiff) -> RenderableType:
 
 def _totals(diff: CheckpointDiff) -> RenderableType:
     total = diff.total
-    share = show_share(diff.bound_bytes / diff.tuned_bytes if diff.tuned_bytes else None)
+    share = show_share(diff.entropy_bytes / diff.tuned_bytes if diff.tuned_bytes else None)
     rows = {
         "elements changed": f"{show_share(total.changed_share)} of {total.elements:,}",
         "update norm": f"{show_relative(total.relative_norm)} of the base's",
-        "lossless bound": f"{show_bytes(diff.bound_bytes)}, {share} of {show_bytes(diff.tuned_bytes)}",
+        "update's entropy": f"{show_bytes(diff.entropy_bytes)}, {share} of {show_bytes(diff.tuned_bytes)}",
     }
     for dtype, survival in (("bf16", total.bf16), ("fp16", total.fp16)):
         if survival is not None:

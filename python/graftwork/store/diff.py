@@ -50,7 +50,7 @@ class TensorDiff:
     base_shape: tuple[int, ...] | None
     tuned_shape: tuple[int, ...] | None
     tuned_bytes: int
-    bound_bytes: int
+    entropy_bytes: int
     stats: UpdateStats | None
     note: str = ""
 
@@ -78,7 +78,7 @@ class CheckpointDiff:
     """The outcome of `diff`.
 
     ``tensors`` come in the fine-tune's order, then those that only the base has. ``total`` adds their stats
-    up; integer tensors count in its counts and its bound, not in its norms. ``layout`` says how the
+    up; integer tensors count in its counts and its entropy, not in its norms. ``layout`` says how the
     containers differ (shards, headers, indices) although that changes no tensor. ``base_tied`` and
     ``tuned_tied`` map the name of a tensor that is not stored to the one it is tied to.
     """
@@ -103,9 +103,9 @@ class CheckpointDiff:
         return sum(t.tuned_bytes for t in self.tensors)
 
     @property
-    def bound_bytes(self) -> int:
-        """Bytes that the fine-tune's tensors need at the bound; elements without a counterpart count raw."""
-        return sum(t.bound_bytes for t in self.tensors)
+    def entropy_bytes(self) -> int:
+        """Entropy of the update in bytes (see `UpdateStats`); elements without a counterpart count raw."""
+        return sum(t.entropy_bytes for t in self.tensors)
 
     def count(self, fact: Fact) -> int:
         """How many tensors ``fact`` holds for."""
@@ -118,7 +118,7 @@ class CheckpointDiff:
             "tuned": self.tuned,
             "identical": self.identical,
             "tuned_bytes": self.tuned_bytes,
-            "bound_bytes": self.bound_bytes,
+            "entropy_bytes": self.entropy_bytes,
             "total": self.total.to_dict(),
             "tensors": [t.to_dict() for t in self.tensors],
             "files": [f.to_dict() for f in self.files],
@@ -256,7 +256,7 @@ def _tensor_diffs(
             if progress:
                 progress("diff", done, total)
         bits = 0.0 if histogram is None else conditional_entropy_bits(histogram)
-        yield _tensor_diff(pair, replace(stats, bound_bits=bits), base.tied, tuned.tied)
+        yield _tensor_diff(pair, replace(stats, entropy_bits=bits), base.tied, tuned.tied)
 
 
 def _compare(left: memoryview, right: memoryview, code: str) -> tuple[UpdateStats, torch.Tensor]:
@@ -304,7 +304,7 @@ def _tensor_diff(
         base_shape=tuple(base.shape) if base else None,
         tuned_shape=tuple(tuned.shape) if tuned else None,
         tuned_bytes=tuned_bytes,
-        bound_bytes=math.ceil(stats.bound_bits / 8) + tuned_bytes - pair.compared,
+        entropy_bytes=math.ceil(stats.entropy_bits / 8) + tuned_bytes - pair.compared,
         stats=stats if pair.compared or pair.fact is None else None,
         note=note,
     )

@@ -84,8 +84,9 @@ class UpdateStats:
     """Sums over pairs of elements, from which the measures follow; two of them add up.
 
     The squares and ``max_update`` (the largest ``|tuned - base|``) are in fp64 over pairs that are finite.
-    ``bound_bits`` is the entropy of the ordinal differences' classes given the base's exponent, plus the raw
-    low bits: no coder of independent elements with per-tensor statistics stores the update in less.
+    ``entropy_bits`` is the entropy of the ordinal differences' classes (sign and bit length) given the base's
+    exponent, plus the bits below the leading one as they are. It is what a coder of such classes needs, element
+    by element; one that sees more (unchanged rows, low bits that are not uniform) may need less.
     ``bf16`` and ``fp16`` are None where the question makes no sense (integers, fp8).
     """
 
@@ -99,7 +100,7 @@ class UpdateStats:
     base_square: float = 0.0
     tuned_square: float = 0.0
     max_update: float = 0.0
-    bound_bits: float = 0.0
+    entropy_bits: float = 0.0
     bf16: Survival | None = None
     fp16: Survival | None = None
 
