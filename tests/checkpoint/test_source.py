@@ -155,3 +155,12 @@ def test_reading_from_many_threads(source):
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_a_forgotten_file_is_closed(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"abc")
+    before = len(os.listdir("/proc/self/fd"))
+    source = SourceFile(tmp_path / "f")
+    assert source.read(0, 3) == b"abc"
+    del source
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -148,6 +148,10 @@ class SourceFile:
         if fd is not None:
             os.close(fd)
 
+    def __del__(self) -> None:
+        if getattr(self, "_fd", None) is not None:  # it is missing where opening failed
+            self.close()
+
     def __enter__(self) -> Self:
         return self
 
