@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -158,9 +159,12 @@ def test_reading_from_many_threads(source):
 
 
 def test_a_forgotten_file_is_closed(tmp_path: Path) -> None:
+    def open_files() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
     (tmp_path / "f").write_bytes(b"abc")
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_files()
     source = SourceFile(tmp_path / "f")
     assert source.read(0, 3) == b"abc"
     del source
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_files() == before
