@@ -1,0 +1,112 @@
+"""The README's tables come from the records: in step, complete, and honest about what nobody measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import readme, record
+from bench.measure import Timing
+from bench.record import Measurement, Options, Row, Target
+from bench.tables import TABLES
+
+
+def test_the_readme_is_in_step_with_the_records() -> None:
+    text = readme.README.read_text(encoding="utf-8")
+    assert readme.missing(text) == []
+    assert readme.render(text) == text, "run python -m bench.readme --write"
+
+
+def test_the_committed_records_may_be_published() -> None:
+    for path in record.RESULTS.glob("*/*.json"):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        assert (found["stem"], found["void"], found["quick"], found["failures"]) == (
+            path.stem,
+            False,
+            False,
+            [],
+        )
+
+
+def markers(stem: str, table: str, body: str = "old\n") -> str:
+    return f"before\n<!-- bench:{stem}:{table} -->\n{body}<!-- /bench -->\nafter\n"
+
+
+@pytest.mark.parametrize(
+    ("stem", "table"), [(stem, table) for stem, names in TABLES.items() for table in names]
+)
+def test_without_a_record_a_table_says_so(stem: str, table: str, tmp_path: Path) -> None:
+    rendered = readme.render(markers(stem, table), tmp_path)
+    assert "*not measured*" in rendered
+    assert rendered.startswith("before\n")
+    assert rendered.endswith("<!-- /bench -->\nafter\n")
+    assert "old" not in rendered
+    assert readme.render(rendered, tmp_path) == rendered
+
+
+def test_an_unknown_table_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(KeyError, match="bench:store:size"):
+        readme.render(markers("store", "size"), tmp_path)
+
+
+def test_missing_names_the_tables_without_a_marker() -> None:
+    assert "bench:store:sizes" not in readme.missing(markers("store", "sizes"))
+    assert "bench:store:speeds" in readme.missing(markers("store", "sizes"))
+
+
+def timed(row: Row, **seconds: float) -> Row:
+    for label, median in seconds.items():
+        row.add_run(label.removeprefix("t"), Timing.of([median]), Timing.of([median / 2]))
+    return row
+
+
+def rendered(stem: str, table: str, taken: Measurement, results: Path, **facts: Any) -> str:
+    found = record.document(stem, taken, Options(), [None])
+    found["machine"] |= facts
+    record.write(found, results)
+    return readme.render(markers(stem, table), results)
+
+
+def test_sizes_and_speeds(tmp_path: Path) -> None:
+    case = {"case": "gaussian 2e-4", "bytes": 10**6}
+    fast = timed(Row("pack", "graftwork fast", **case), t1=0.01, t2=0.005)
+    fast.facts["size_percent"] = 30.125
+    peer = timed(Row("pack", "ZipNN", **case), t1=0.02, t2=0.04)
+    peer.facts["size_percent"] = 66.2
+    bound = Row("pack", "bound", **case, facts={"size_percent": 24.1})
+    absent = Row("pack", "fireworks arc_v2", **case, status="not installed")
+    taken = Measurement([bound, fast, peer, absent])
+    sizes = rendered("store", "sizes", taken, tmp_path).splitlines()
+    assert "| **graftwork fast** | 30.12 |" in sizes
+    assert "| fireworks arc_v2 | not installed |" in sizes
+    assert sizes.index("| *entropy given the base's exponent* | 24.10 |") > sizes.index("| ZipNN | 66.20 |")
+    speeds = readme.render(markers("store", "speeds"), tmp_path)
+    assert "| **graftwork fast**, 2 threads | 200 | not measured | not measured |" in speeds
+    assert "| ZipNN | 50 | not measured | – |" in speeds, "a peer's best thread count"
+    assert "| fireworks arc_v2 | not installed | not measured | – |" in speeds
+
+
+def test_operations_say_whether_a_gpu_was_measured(tmp_path: Path) -> None:
+    ours = timed(Row("delta_stats", "graftwork", "bfloat16", (16 << 20,), bytes=10**9), t1=0.1, t2=0.05)
+    chain = timed(Row("delta_stats", "numpy chain", "bfloat16", (16 << 20,), bytes=10**9), t1=1.0)
+    table = rendered("lossless_delta", "operations", Measurement([ours, chain]), tmp_path)
+    assert "| `delta_stats` bfloat16 16Mi | 10 (50%) | 20 (50%) | 1 |" in table
+    assert "GPU: *not measured*" in table
+    on_gpu = timed(Row("delta_stats", "graftwork", "bfloat16", (16 << 20,), bytes=10**9), cuda=0.001)
+    gpu = {"gpu": "NVIDIA H100 80GB HBM3", "cuda": "13.0"}
+    table = rendered("lossless_delta", "operations", Measurement([on_gpu]), tmp_path, **gpu)
+    assert "| `delta_stats` bfloat16 16Mi | 1e+03 (50%) |" in table
+    assert "not measured" not in table
+
+
+def test_imports_and_memory(tmp_path: Path) -> None:
+    rows = [timed(Row(name, "graftwork"), t1=0.0125) for name in ("import torch", "import graftwork")]
+    taken = Measurement(rows, [Target("beyond", 12.5, 100.0, "ms")])
+    assert "after `import torch` | 12.5 | 100 |" in rendered("imports", "times", taken, tmp_path)
+    facts = {"checkpoint_mb": 4295.0, "largest_tensor_mb": 268.4, "peak_rss_anon_mb": 151.2}
+    taken = Measurement([Row("pack", "graftwork auto", facts=facts)], [Target("peak", 151.2, 836.9, "MB")])
+    table = rendered("memory", "peaks", taken, tmp_path)
+    assert "| pack of 4.3 GB, largest tensor 268 MB | 151 | 837 |" in table
