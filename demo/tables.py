@@ -50,17 +50,15 @@ def sizes(tunes: Sequence[FineTune], packed: PackResult, bars: Progress) -> Tabl
     for tune, entry in zip(tunes, packed.entries, strict=True):
         file, base = tune.folder / "model.safetensors", tune.base / "model.safetensors"
         whole = file.stat().st_size
-        sizes = (entry.stored_bytes, peers.zstd_bytes(file), peers.zipnn_bytes(file, tune.precision))
-        cells = [_size(stored, whole) for stored in sizes]
+        cells = [_size(peers.zstd_bytes(file)), _size(peers.zipnn_bytes(file, tune.precision))]
         aligned = base.stat().st_size == whole
-        cells.append(
-            _size(peers.zipnn_bytes(file, tune.precision, base), whole) if aligned else "sizes differ"
-        )
-        rows.append((tune.name, show_bytes(whole), *cells))
+        cells.append(_size(peers.zipnn_bytes(file, tune.precision, base)) if aligned else "sizes differ")
+        ours = entry.stored_bytes
+        rows.append((tune.name, show_bytes(whole), show_bytes(ours), show_share(ours / whole), *cells))
         bars.advance(bar)
     return Table(
         "Sizes",
-        ("fine-tune", "file", "graftwork", "zstd -3", "ZipNN", "ZipNN on XOR"),
+        ("fine-tune", "file", "graftwork", "share", "zstd -3", "ZipNN", "ZipNN on XOR"),
         rows,
         note="graftwork: all that the entry adds to the store, tokenizer and config files included; XOR with the base "
         "needs files of the same size, and the package fine-tunes have a head more than their base",
@@ -114,5 +112,5 @@ def render(table: Table) -> RenderableType:
     return Group(Text(f"\n{table.title}", style="bold"), shown, note)
 
 
-def _size(stored: int | None, whole: int) -> str:
-    return "not installed" if stored is None else f"{show_bytes(stored)}, {show_share(stored / whole)}"
+def _size(stored: int | None) -> str:
+    return "not installed" if stored is None else show_bytes(stored)
