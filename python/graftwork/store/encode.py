@@ -149,7 +149,7 @@ class EntryEncoder:
         writer.finish_tensor(record, chunks)
         self._stored[name] = self._own[identity] = StoredTensor(name, dtype, shape, digest, _PENDING, name)
         stored = 0 if record.codec == "same" else writer.position - start
-        self._count(record.codec, nbytes, stored)
+        self._count(record.codec if any(chunk.length for chunk in chunks) else "same", nbytes, stored)
 
     def _count(self, codec: str, raw: int, stored: int) -> None:
         use = self._use[codec]
