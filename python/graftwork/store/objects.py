@@ -13,6 +13,9 @@ import zstandard
 
 from graftwork.checkpoint import files
 from graftwork.checkpoint.digest import LEAF_BYTES, bytes_digest, leaf_digest, tree_digest
+from graftwork.checkpoint.source import SourceFile
+from graftwork.delta.pipeline import Scratch, ordered_map
+from graftwork.delta.source import leaf_ranges
 from graftwork.errors import ChecksumError, StoreError
 
 SUFFIXES = ("safetensors", "json", "zst")
@@ -24,8 +27,9 @@ _BLOB_LIMIT = 1 << 40
 class ObjectFolder:
     """The folder of content-addressed files of one store."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, threads: int = 1) -> None:
         self.path = path
+        self._threads = threads
 
     def locate(self, digest: str, suffix: str) -> Path:
         """Where the object with ``digest`` lies, or would lie."""
@@ -67,7 +71,7 @@ class ObjectFolder:
         incoming = self.path / f"{_INCOMING}.{suffix}"
         with files.AtomicFile(incoming) as file:
             write(file)
-        digest, _ = file_digest(incoming)
+        digest, _ = file_digest(incoming, self._threads)
         path = self.locate(digest, suffix)
         if path.exists():
             files.remove_file(incoming)
@@ -91,7 +95,7 @@ class ObjectFolder:
             for part in compressor.finish():
                 file.write(part)
 
-        original, _ = file_digest(source)
+        original, _ = file_digest(source, self._threads)
         return {"object": self.put_file(compress, "zst"), "digest": original, "nbytes": nbytes}
 
     def put_blob_bytes(self, data: bytes) -> dict[str, object]:
@@ -138,22 +142,16 @@ class ObjectFolder:
         )
 
 
-def file_digest(path: Path) -> tuple[str, int]:
+def file_digest(path: Path, threads: int = 1) -> tuple[str, int]:
     """``(tree digest, size)`` of a file, read piece by piece."""
-    leaves, total = [], 0
-    buffer = bytearray(LEAF_BYTES)
-    with path.open("rb", buffering=0) as stream:
-        while count := _fill(stream.readinto, buffer):
-            leaves.append(leaf_digest(memoryview(buffer)[:count]))
-            total += count
-    return tree_digest(total, leaves), total
+    scratch = Scratch()
+    with SourceFile(path) as file:
 
+        def digest_leaf(piece: tuple[int, int]) -> bytes:
+            offset, length = piece
+            buffer = scratch.buffer("leaf", length)
+            file.read_into(offset, buffer)
+            return leaf_digest(buffer)
 
-def _fill(readinto: Callable[[memoryview], int | None], buffer: bytearray) -> int:
-    view, filled = memoryview(buffer), 0
-    while filled < len(view):
-        step = readinto(view[filled:])
-        if not step:
-            break
-        filled += step
-    return filled
+        leaves = ordered_map(digest_leaf, leaf_ranges(file.size), threads=threads)
+        return tree_digest(file.size, leaves), file.size

@@ -125,7 +125,7 @@ class _Packer:
         self._levels = levels
         self._threads = threads
         self._progress = progress
-        self._objects = ObjectFolder(store / OBJECTS)
+        self._objects = ObjectFolder(store / OBJECTS, threads)
         self._root = read_root(store) if (store / FILE).exists() else None
         self._entries: dict[str, EntryManifest] = {}
         if self._root is not None:
