@@ -90,8 +90,9 @@ def test_interrupt_is_clean(run: Run, store: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_end_it_cleanly(number: signal.Signals, tmp_path: Path) -> None:
     code = """
-import os, sys, typer
+import signal, sys, typer
 from graftwork.cli import app, main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background inherits none
 @app.command("wait")
 def wait() -> None:
     print("ready", flush=True)
