@@ -78,7 +78,13 @@ def pack(
 
     Examples
     --------
-    >>> graftwork.store.pack("base", {"chat": "runs/chat", "code": "runs/code"}, out="store")  # doctest: +SKIP
+    >>> import torch
+    >>> from graftwork.checkpoint import write_checkpoint
+    >>> write_checkpoint("base", {"weight": torch.zeros(1000)})
+    >>> write_checkpoint("chat", {"weight": torch.full((1000,), 1e-3)})
+    >>> result = pack("base", {"chat": "chat"}, out="store")
+    >>> [(entry.name, entry.status) for entry in result.entries]
+    [('chat', 'added')]
     """
     if codec not in LEVELS:
         raise StoreError("unknown codec", got=repr(codec), wanted=f"one of {', '.join(LEVELS)}")

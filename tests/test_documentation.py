@@ -1,0 +1,47 @@
+"""What the documentation shows runs as it stands."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tests.generators.checkpoints import updated, write_folder
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "python" / "graftwork"
+WITH_EXAMPLES = [
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if re.search(r"^\s*>>> ", path.read_text(encoding="utf-8"), re.MULTILINE)
+]
+
+
+@pytest.mark.parametrize("module", WITH_EXAMPLES)
+def test_examples_of_docstrings(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    failed, tried = doctest.testmod(importlib.import_module(module), optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert tried and not failed
+
+
+def test_the_readme_example(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    model = nn.ModuleDict({"lm_head": nn.Linear(64, 64, bias=False, dtype=torch.bfloat16)})
+    base = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    chat = {name: updated(tensor, 1e-3, 1) for name, tensor in base.items()}
+    write_folder(tmp_path / "base", base)
+    write_folder(tmp_path / "runs" / "chat", chat)
+    write_folder(
+        tmp_path / "runs" / "code", {name: updated(tensor, 1e-2, 2) for name, tensor in base.items()}
+    )
+    exec(compile(code, "README.md", "exec"), {"model": model})
+    assert torch.equal(model["lm_head"].weight, chat["lm_head.weight"])
+    assert "% of the files" in capsys.readouterr().out
