@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -283,15 +285,37 @@ def test_missing_and_foreign_files(folder: Path, store: Store) -> None:
     assert any("missing" in problem for problem in store.verify().problems)
 
 
-def test_a_store_of_a_newer_version(folder: Path) -> None:
-    import hashlib
-    import json
-
+def rewrite_root(folder: Path, **changes: object) -> None:
+    """Change the root's content and give it the digest that goes with that."""
     path = folder / "store" / "store.json"
-    content = json.loads(path.read_text())
-    content["min_reader"] = [2, 0]
+    content = {**json.loads(path.read_text()), **changes}
     del content["digest"]
     content["digest"] = hashlib.sha256(canonical_json(content)).hexdigest()
     path.write_bytes(canonical_json(content) + b"\n")
+
+
+def test_a_store_of_a_later_minor_version_is_read_but_not_changed(folder: Path) -> None:
+    rewrite_root(folder, version=[1, 7], signature="what a later version added")
+    before = file_hashes(folder / "store")
+    with open_store(folder / "store", base=folder / "base") as store:
+        store.checkout("a", folder / "out")
+        assert store.verify(deep=True).ok
+        with pytest.raises(VersionTooNew, match="only read"):
+            store.remove("a")
+    with pytest.raises(VersionTooNew, match="only read"):
+        pack(folder / "base", {"c": folder / "b"}, out=folder / "store")
+    assert file_hashes(folder / "store") == before
+
+
+def test_places_inside_what_is_read(folder: Path, store: Store) -> None:
+    with pytest.raises(StoreError, match="inside a checkpoint"):
+        pack(folder / "base", folder / "a", out=folder / "a" / "store")
+    with pytest.raises(StoreError, match="inside the store"):
+        store.checkout("a", folder / "store" / "out")
+    assert not (folder / "a" / "store").exists() and store.verify().ok
+
+
+def test_a_store_of_a_newer_version(folder: Path) -> None:
+    rewrite_root(folder, min_reader=[2, 0])
     with pytest.raises(VersionTooNew, match="upgrade"):
         open_store(folder / "store")

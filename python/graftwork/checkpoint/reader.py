@@ -187,9 +187,12 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
     Examples
     --------
-    >>> with open_checkpoint("my-model") as checkpoint:  # doctest: +SKIP
+    >>> import torch
+    >>> from graftwork.checkpoint import write_checkpoint
+    >>> write_checkpoint("my-model", {"lm_head.weight": torch.zeros(48, 16)})
+    >>> with open_checkpoint("my-model") as checkpoint:
     ...     checkpoint.tensors["lm_head.weight"].shape
-    (49152, 576)
+    (48, 16)
     """
     path = Path(path)
     if not path.exists():

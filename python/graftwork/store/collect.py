@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def remove(store: Store, name: str) -> None:
     """Commit a root without entry ``name``."""
     with FolderLock(store.path / WRITER_LOCK):
-        store.root = read_root(store.path)
+        store.root = read_root(store.path, to_write=True)
         store.entry(name)
         store.root = store.root.without_entry(name)
         write_root(store.path, store.root)

@@ -20,8 +20,7 @@ from graftwork.errors import ChecksumError, StoreError
 
 SUFFIXES = ("safetensors", "json", "zst")
 _INCOMING = "incoming"
-_BLOB_LEVEL = 9
-_BLOB_LIMIT = 1 << 40
+_LARGE_BLOB = 64 << 20  # an optimizer's state, say: not worth a slow level
 
 
 class ObjectFolder:
@@ -85,9 +84,7 @@ class ObjectFolder:
         nbytes = source.stat().st_size
 
         def compress(file: files.AtomicFile) -> None:
-            compressor = zstandard.ZstdCompressor(level=_BLOB_LEVEL).chunker(
-                size=nbytes, chunk_size=LEAF_BYTES
-            )
+            compressor = _compressor(nbytes).chunker(size=nbytes, chunk_size=LEAF_BYTES)
             with source.open("rb") as stream:
                 while piece := stream.read(LEAF_BYTES):
                     for part in compressor.compress(piece):
@@ -100,7 +97,7 @@ class ObjectFolder:
 
     def put_blob_bytes(self, data: bytes) -> dict[str, object]:
         """Store bytes compressed, as ``put_blob`` does a file."""
-        stored = self.put(zstandard.ZstdCompressor(level=_BLOB_LEVEL).compress(data), "zst")
+        stored = self.put(_compressor(len(data)).compress(data), "zst")
         return {"object": stored, "digest": bytes_digest(data), "nbytes": len(data)}
 
     def blob_pieces(self, reference: dict[str, object]) -> Iterator[bytes]:
@@ -140,6 +137,10 @@ class ObjectFolder:
         return (
             sorted(path for path in self.path.rglob("*") if not path.is_dir()) if self.path.is_dir() else []
         )
+
+
+def _compressor(nbytes: int) -> zstandard.ZstdCompressor:
+    return zstandard.ZstdCompressor(level=9 if nbytes < _LARGE_BLOB else 3)
 
 
 def file_digest(path: Path, threads: int = 1) -> tuple[str, int]:

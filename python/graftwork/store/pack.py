@@ -96,7 +96,7 @@ def pack(
     with ExitStack() as stack:
         base_checkpoint = stack.enter_context(open_checkpoint(base_path))
         opened = {name: stack.enter_context(open_checkpoint(path)) for name, path in paths.items()}
-        _check_place(Path(out))
+        _check_place(Path(out), [base_checkpoint, *opened.values()])
         described = describe(
             CheckpointSource(base_checkpoint), threads=threads, stage="read base", progress=progress
         )
@@ -132,7 +132,7 @@ class _Packer:
         self._threads = threads
         self._progress = progress
         self._objects = ObjectFolder(store / OBJECTS, threads)
-        self._root = read_root(store) if (store / FILE).exists() else None
+        self._root = read_root(store, to_write=True) if (store / FILE).exists() else None
         self._entries: dict[str, EntryManifest] = {}
         if self._root is not None:
             listing = self._objects.read(self._root.description, "json")
@@ -238,8 +238,16 @@ def _locked(store: Path) -> Iterator[None]:
         yield
 
 
-def _check_place(store: Path) -> None:
-    """Refuse to make a store of a folder, or file, that holds something else."""
+def _check_place(store: Path, sources: Sequence[Checkpoint]) -> None:
+    """Refuse to make a store inside of a checkpoint, or of a folder or file that holds something else."""
+    for source in sources:
+        if source.path.is_dir() and store.resolve().is_relative_to(source.path.resolve()):
+            raise StoreError(
+                "the store would lie inside a checkpoint that it holds",
+                file=store,
+                got=f"a place in {source.path}",
+                remedy="choose another path (-o)",
+            )
     if not store.exists() or (store / FILE).exists():
         return
     names = [path.name for path in store.iterdir()] if store.is_dir() else ["a file"]

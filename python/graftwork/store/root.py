@@ -15,7 +15,7 @@ from typing import Any
 
 from graftwork.checkpoint import files
 from graftwork.delta.manifest import check_format, is_digest
-from graftwork.errors import ChecksumError, GraftworkError, StoreError
+from graftwork.errors import ChecksumError, GraftworkError, StoreError, VersionTooNew
 
 FILE = "store.json"
 OBJECTS = "objects"
@@ -67,15 +67,17 @@ def write_root(store: Path, root: Root) -> None:
     files.write_file(store / FILE, root.to_bytes())
 
 
-def read_root(store: Path) -> Root:
-    """The store's root, checked byte for byte.
+def read_root(store: Path, *, to_write: bool = False) -> Root:
+    """The store's root, checked byte for byte; ``to_write`` says that it will be replaced.
 
     Raises
     ------
     StoreError
         ``store`` is no store.
-    ChecksumError, VersionTooNew
-        ``store.json`` is damaged, or a newer graftwork wrote it.
+    ChecksumError
+        ``store.json`` is damaged.
+    VersionTooNew
+        A newer graftwork wrote it: it cannot be read, or replacing it would lose what the newer one added.
     """
     path = store / FILE
     if not path.is_file():
@@ -89,18 +91,29 @@ def read_root(store: Path) -> Root:
     try:
         content = json.loads(data)
         check_format(content, FORMAT, VERSION, path)
+        if to_write and tuple(content["version"]) > VERSION:
+            raise VersionTooNew(
+                "a newer graftwork wrote this store; this one can only read it",
+                file=path,
+                got=content["version"],
+                wanted=list(VERSION),
+                remedy="upgrade graftwork (pip install --upgrade graftwork)",
+            )
+        digest = content.pop("digest")
         base = content["base"]
         root = Root(
             base["digest"],
             base["description"],
             {name: row["manifest"] for name, row in content["entries"].items()},
         )
-        whole = all(map(is_digest, (root.base, root.description, *root.entries.values())))
+        whole = digest == hashlib.sha256(canonical_json(content)).hexdigest() and all(
+            map(is_digest, (root.base, root.description, *root.entries.values()))
+        )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, GraftworkError):
             raise
         raise ChecksumError(f"{FILE} is malformed: {error!r}", file=path, remedy=_REMEDY) from error
-    if not whole or root.to_bytes() != data:
+    if not whole or canonical_json({**content, "digest": digest}) + b"\n" != data:
         raise ChecksumError(f"{FILE} differs from its digest", file=path, remedy=_REMEDY)
     return root
 

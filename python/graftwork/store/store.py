@@ -129,6 +129,10 @@ class Store:
         """
         threads = threads or default_threads()
         entry = self.entry(name)
+        if Path(out).resolve().is_relative_to(self.path.resolve()):
+            raise StoreError(
+                "a checkout inside the store would damage it", file=out, remedy="choose another path"
+            )
         with FolderLock(self.path / READER_LOCK, shared=True):
             if base is not None:
                 self.set_base(base)
