@@ -59,10 +59,24 @@ inline Word from_zigzag(Word code) {
 // that follows a set one keeps the conversion from rounding up to the next power of two; 2^31 converts as a
 // negative number, whose exponent is the same.
 inline int32_t bit_length(uint32_t magnitude) {
+#ifdef __AVX512CD__
+  return magnitude == 0 ? 0 : 32 - __builtin_clz(magnitude);  // one instruction for 16 of them
+#else
   const uint32_t head = magnitude & ~(magnitude >> 1);
   const uint32_t bits = bit_cast<uint32_t>(static_cast<float>(static_cast<int32_t>(head)));
   const int32_t length = static_cast<int32_t>((bits >> 23) & 0xff) - 126;
   return length > 0 ? length : 0;
+#endif
+}
+
+// sum + x^2. The product of two floats is exact in double: fused or not, the result has the same bits.
+inline double add_square(double sum, float x) {
+  const double wide = x;
+#ifdef __FMA__
+  return __builtin_fma(wide, wide, sum);
+#else
+  return sum + wide * wide;
+#endif
 }
 
 // The weight formats: a word's exponent field, its value as a float, and a float rounded to the format.
