@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from graftwork.cli.terminal import print_result, progress_bar
+from graftwork.cli.terminal import print_result, print_warning, progress_bar
 
 
 class Screen(io.StringIO):
@@ -40,3 +40,8 @@ def test_json_refuses_what_json_cannot_say(capsys: pytest.CaptureFixture[str]) -
     assert json.loads(capsys.readouterr().out) == {"ä": None}
     with pytest.raises(ValueError, match="JSON compliant"):
         print_result({"a": float("nan")}, lambda: "table", as_json=True)
+
+
+def test_a_warning_is_a_note_of_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    print_warning(UserWarning("it runs slowly"), UserWarning, "file.py", 3)
+    assert capsys.readouterr().err == "note: it runs slowly\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import warnings
 from typing import Annotated, Any
 
 import typer
@@ -17,7 +18,7 @@ from graftwork.cli.info import info
 from graftwork.cli.list import list_
 from graftwork.cli.pack import pack
 from graftwork.cli.remove import remove
-from graftwork.cli.terminal import print_error
+from graftwork.cli.terminal import print_error, print_warning
 from graftwork.cli.verify import verify
 from graftwork.errors import GraftworkError
 
@@ -90,4 +91,5 @@ def program(
 def main() -> None:
     """Run the program with the process's arguments; does not return."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    warnings.showwarning = print_warning
     app()

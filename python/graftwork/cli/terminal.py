@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["print_error", "print_result", "progress_bar"]
+__all__ = ["print_error", "print_result", "print_warning", "progress_bar"]
 
 Progress = Callable[[str, int, int], None]
 MIN_WIDTH = 100
@@ -26,6 +26,14 @@ def print_error(error: Exception | str) -> None:
     if isinstance(error, OSError) and error.strerror:
         message = error.strerror if error.filename is None else f"{error.strerror}: {error.filename}"
     Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), message))
+
+
+def print_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """Print a Python warning as a note of one line; takes the place of ``warnings.showwarning``."""
+    from rich.console import Console
+    from rich.text import Text
+
+    Console(stderr=True, soft_wrap=True).print(Text.assemble(("note: ", "bold"), str(message)))
 
 
 def print_result(
