@@ -98,6 +98,30 @@ def test_with_base_needs_no_base_folder(folder: Path) -> None:
         assert store.verify(deep=True).restored == 14
 
 
+def test_a_base_that_joins_later_stands_on_its_own(folder: Path) -> None:
+    """Its tensors are in the store already, but as differences to the base itself: those are of no use to it."""
+    with open_store(folder / "store") as store:
+        assert not store.holds_base
+    pack(folder / "base", {"c": folder / "b"}, out=folder / "store", with_base=True)
+    wanted = file_hashes(folder / "base")
+    with open_store(folder / "store") as store:
+        store.checkout("base", folder / "out" / "base")
+        store.checkout("a", folder / "out" / "a")
+        assert store.verify(deep=True).ok
+    assert file_hashes(folder / "out" / "base") == wanted
+    assert file_hashes(folder / "out" / "a") == file_hashes(folder / "a")
+
+
+def test_a_base_that_was_packed_as_a_fine_tune_is_packed_again_to_be_held(folder: Path) -> None:
+    pack(folder / "base", folder / "base", out=folder / "store")
+    with open_store(folder / "store") as store:
+        assert not store.holds_base
+    result = pack(folder / "base", {"a": folder / "a"}, out=folder / "store", with_base=True)
+    assert [entry.status for entry in result.entries] == ["replaced", "unchanged"]
+    with open_store(folder / "store") as store:
+        assert store.holds_base and store.verify(deep=True).restored == 21
+
+
 # ---- adding
 
 
@@ -271,6 +295,16 @@ def test_deep_verify_finds_every_changed_byte(folder: Path) -> None:
         path.write_bytes(whole)
     with open_store(folder / "tiny", base=folder / "small_base") as store:
         assert store.verify(deep=True).ok
+
+
+def test_packing_again_does_not_lean_on_a_lost_object(folder: Path, store: Store) -> None:
+    for path in store.objects.files():
+        if path.suffix == ".safetensors":
+            path.unlink()
+    pack(folder / "base", {"c": folder / "a"}, out=folder / "store")
+    with open_store(folder / "store", base=folder / "base") as again:
+        again.checkout("c", folder / "out")
+    assert file_hashes(folder / "out") == file_hashes(folder / "a")
 
 
 def test_missing_and_foreign_files(folder: Path, store: Store) -> None:

@@ -103,11 +103,12 @@ def pack(
         base_checkpoint.check_unchanged()
         with _locked(Path(out)):
             packer = _Packer(Path(out), base_checkpoint, described, LEVELS[codec], threads, progress)
-            unchanged = packer.find_unchanged(opened, replace=replace)
+            alone = base_name if with_base else None
+            unchanged = packer.find_unchanged(opened, alone=alone, replace=replace)
             reports = [
                 packer.report_unchanged(name)
                 if name in unchanged
-                else packer.pack_entry(name, checkpoint, alone=with_base and name == base_name)
+                else packer.pack_entry(name, checkpoint, alone=name == alone)
                 for name, checkpoint in opened.items()
             ]
     return PackResult(Path(out), described.digest, tuple(reports))
@@ -139,22 +140,24 @@ class _Packer:
             check_same_base(described, self._root.base, listing, base.path)
             for name, digest in self._root.entries.items():
                 self._entries[name] = parse_entry(self._objects.read(digest, "json"), name)
-        self._known: dict[Identity, StoredTensor] = {
-            (t.digest, t.dtype, t.shape): t
-            for entry in self._entries.values()
-            for t in entry.tensors.values()
-        }
 
-    def find_unchanged(self, opened: Mapping[str, Checkpoint], *, replace: bool) -> set[str]:
-        """Names whose entries hold this content already; other content under a taken name is an error."""
+    def find_unchanged(
+        self, opened: Mapping[str, Checkpoint], *, alone: str | None, replace: bool
+    ) -> set[str]:
+        """Names whose entries hold this content already; other content under a taken name is an error.
+
+        The entry ``alone`` shall need no base: one that is stored as differences is packed again.
+        """
         unchanged = set()
         for name in opened.keys() & self._entries.keys():
             checkpoint, source = opened[name], CheckpointSource(opened[name])
             described = describe(
                 source, threads=self._threads, stage=f"compare {name}", progress=self._progress
             )
-            if checkpoint_content(checkpoint, described.digest) == self._entries[name].content:
-                unchanged.add(name)
+            held = self._entries[name]
+            if checkpoint_content(checkpoint, described.digest) == held.content:
+                if name != alone or held.base is None:
+                    unchanged.add(name)
             elif not replace:
                 raise StoreError(
                     "the store has an entry of this name with other content",
@@ -178,7 +181,7 @@ class _Packer:
             checkpoint,
             None if alone else self._base,
             None if alone else self._described,
-            self._known,
+            self._known_tensors(alone=alone),
             levels=self._levels,
             threads=self._threads,
             stage=f"pack {name}",
@@ -207,6 +210,22 @@ class _Packer:
             {kind: list(rows) for kind, rows in manifest.facts.items()},
         )
 
+    def _known_tensors(self, *, alone: bool) -> dict[Identity, StoredTensor]:
+        """The tensors that need not be stored again, whose objects are there.
+
+        An entry that shall stand alone may lean only on entries that do: what others hold may be differences.
+        Of several places the one whose entry's name comes last counts, in whatever order they were packed.
+        """
+        entries = [entry for _, entry in sorted(self._entries.items()) if entry.base is None or not alone]
+        objects = {tensor.object for entry in entries for tensor in entry.tensors.values()}
+        there = {digest for digest in objects if self._objects.locate(digest, "safetensors").is_file()}
+        return {
+            (tensor.digest, tensor.dtype, tensor.shape): tensor
+            for entry in entries
+            for tensor in entry.tensors.values()
+            if tensor.object in there
+        }
+
     def _added_bytes(self, layout: Sequence[StoredFile], delta: str) -> int:
         """Bytes of the objects that no committed entry refers to; leftovers of killed runs do not count."""
         held = {str(file.blob["object"]) for entry in self._entries.values() for file in entry.files}
@@ -226,8 +245,6 @@ class _Packer:
         self._root = self._root.with_entry(name, digest)
         write_root(self._store, self._root)
         self._entries[name] = manifest
-        for tensor in manifest.tensors.values():
-            self._known.setdefault((tensor.digest, tensor.dtype, tensor.shape), tensor)
 
 
 @contextmanager
