@@ -179,6 +179,13 @@ def test_unknown_extra_keys_are_ignored(tmp_path: Path, pair: tuple[torch.Tensor
     assert restore(tmp_path / "d", pair[0]) == data
 
 
+def test_more_tensors_than_a_header_holds_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    names = (f"layer.{number:040d}" for number in range(300_000))
+    with pytest.raises(DeltaError, match="no room"), AtomicFile(tmp_path / "d") as file:
+        DeltaWriter(file, None, names)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_plain_checkpoint_is_no_delta(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 

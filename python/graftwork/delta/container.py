@@ -17,7 +17,7 @@ from typing import Self
 
 from graftwork.checkpoint.digest import LEAF_BYTES, leaf_digest
 from graftwork.checkpoint.files import AtomicFile
-from graftwork.checkpoint.header import read_source_header
+from graftwork.checkpoint.header import MAX_HEADER_BYTES, read_source_header
 from graftwork.checkpoint.source import SourceFile
 from graftwork.delta.basis import BasisReader, words_of
 from graftwork.delta.codecs import METHODS
@@ -50,6 +50,14 @@ class DeltaWriter:
         self._base = base
         bound = 512 + sum(2 * len(json.dumps(name)) + 240 for name in names)
         self._data_start = -(-bound // _ALIGN) * _ALIGN
+        if self._data_start > MAX_HEADER_BYTES:
+            raise DeltaError(
+                "a delta file has no room for so many tensors",
+                file=file.path,
+                got=f"a header of up to {self._data_start} bytes",
+                wanted=f"at most {MAX_HEADER_BYTES}",
+                remedy="join the tensors into fewer, larger ones",
+            )
         self._end = self._data_start
         self._fields: list[tuple[str, list[int], int]] = []
         self.records: list[TensorRecord] = []
@@ -91,6 +99,8 @@ class DeltaWriter:
             at += nbytes
         room = self._data_start - 8
         text = json.dumps(header, separators=(",", ":")).encode().ljust(room)
+        if len(text) > room:
+            raise DeltaError("a delta file's header outgrew its room", file=self._file.path, got=len(text))
         self._file.pwrite(0, room.to_bytes(8, "little") + text)
         self._file.truncate(self._end)
 
