@@ -1,4 +1,5 @@
-// The loops of update_survival.h: blocks of pairs rounded into the L1 cache, then counted and summed.
+// The loops of update_survival.h: blocks of pairs rounded into the L1 cache, then counted and summed. Bound by
+// instructions, not by memory: two roundings in integer arithmetic and three sums in double for each pair.
 #pragma once
 
 #include "core/support/lanes.h"
