@@ -112,6 +112,23 @@ def test_a_base_that_joins_later_stands_on_its_own(folder: Path) -> None:
     assert file_hashes(folder / "out" / "a") == file_hashes(folder / "a")
 
 
+def test_an_entry_without_a_base_may_not_refer_to_a_difference(folder: Path) -> None:
+    """As an earlier writer's fault would leave it: every digest is right, and only the reference is not."""
+    from dataclasses import replace
+
+    from graftwork.store.objects import ObjectFolder
+    from graftwork.store.root import read_root, write_root
+
+    with open_store(folder / "store") as store:
+        entry = replace(store.entry("a"), base=None)
+    digest = ObjectFolder(folder / "store" / "objects").put(entry.to_bytes(), "json")
+    write_root(folder / "store", read_root(folder / "store").with_entry("a", digest))
+    with open_store(folder / "store", base=folder / "base") as store:
+        assert any("refers to a difference" in problem for problem in store.verify().problems)
+        with pytest.raises(StoreError, match="refers to a difference"):
+            store.checkout("a", folder / "out")
+
+
 def test_a_base_that_was_packed_as_a_fine_tune_is_packed_again_to_be_held(folder: Path) -> None:
     pack(folder / "base", folder / "base", out=folder / "store")
     with open_store(folder / "store") as store:

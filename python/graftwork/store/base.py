@@ -48,9 +48,16 @@ class EntrySource:
             done += take
 
 
-def check_record(tensor: StoredTensor, delta: DeltaFile) -> None:
-    """Refuse a delta file that does not hold the tensor that the entry's manifest names."""
+def check_record(entry: EntryManifest, tensor: StoredTensor, delta: DeltaFile) -> None:
+    """Refuse a delta file that does not hold the tensor that the entry's manifest names, as it says."""
     record = delta.records.get(tensor.key)
+    if record is not None and record.basis is not None and entry.base is None:
+        raise StoreError(
+            "an entry that needs no base refers to a difference",
+            file=delta.path,
+            tensor=tensor.name,
+            remedy="pack it again with its base folder at hand",
+        )
     if record is None or (record.digest, record.dtype, record.shape) != (
         tensor.digest,
         tensor.dtype,

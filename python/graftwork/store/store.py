@@ -209,7 +209,7 @@ class Store:
     def open_deltas(self, entry: EntryManifest) -> None:
         """Open the delta files that hold the entry's tensors, and check that they do."""
         for tensor in entry.tensors.values():
-            check_record(tensor, self.delta(tensor.object))
+            check_record(entry, tensor, self.delta(tensor.object))
 
     @property
     def base_at_hand(self) -> bool:
@@ -261,7 +261,7 @@ class Store:
     def _restore(self, entry: EntryManifest, key: str, target: memoryview) -> None:
         tensor = entry.tensors[key]
         delta = self.delta(tensor.object)
-        check_record(tensor, delta)
+        check_record(entry, tensor, delta)
         record = delta.records[tensor.key]
         basis = BasisReader(None if record.basis is None else self.base_source())
         ranges = list(leaf_ranges(record.nbytes))
