@@ -277,6 +277,18 @@ def test_remove_and_gc(folder: Path, store: Store) -> None:
         store.remove("a")
 
 
+def test_gc_keeps_what_another_writer_put_in_an_entry_s_place(folder: Path, store: Store) -> None:
+    store.tensor("a", "embed.weight")  # the open store has seen the old entry
+    write_folder(folder / "c", tuned_tensors(base_tensors(), sigma=3e-3))
+    pack(folder / "base", {"a": folder / "c"}, out=folder / "store", replace=True)
+    store.gc()
+    with open_store(folder / "store", base=folder / "base") as again:
+        assert again.verify(deep=True).ok
+        again.checkout("a", folder / "out")
+    assert file_hashes(folder / "out") == file_hashes(folder / "c")
+    assert store.verify(deep=True).ok
+
+
 def test_gc_keeps_what_another_entry_shares(folder: Path, store: Store) -> None:
     pack(folder / "base", {"c": folder / "a"}, out=folder / "store")
     store.remove("a")

@@ -100,9 +100,10 @@ class Store:
                 got=repr(name),
                 wanted=f"one of {', '.join(sorted(self.root.entries)) or '(it is empty)'}",
             )
-        if name not in self._entries:
-            self._entries[name] = parse_entry(self.objects.read(self.root.entries[name], "json"), name)
-        return self._entries[name]
+        digest = self.root.entries[name]  # not the name: another writer may have replaced the entry
+        if digest not in self._entries:
+            self._entries[digest] = parse_entry(self.objects.read(digest, "json"), name)
+        return self._entries[digest]
 
     def checkout(
         self,
