@@ -289,6 +289,19 @@ def test_gc_keeps_what_another_writer_put_in_an_entry_s_place(folder: Path, stor
     assert store.verify(deep=True).ok
 
 
+def test_a_damaged_entry_can_be_removed(folder: Path, store: Store) -> None:
+    store.objects.find(store.manifest_digest("a"), "json").write_bytes(b"{}")
+    with open_store(folder / "store", base=folder / "base") as damaged:
+        assert not damaged.verify().ok
+        with pytest.raises(GraftworkError):
+            damaged.gc()
+        damaged.remove("a")
+        damaged.gc()
+        assert damaged.verify(deep=True).ok
+        damaged.checkout("b", folder / "out")
+    assert file_hashes(folder / "out") == file_hashes(folder / "b")
+
+
 def test_gc_keeps_what_another_entry_shares(folder: Path, store: Store) -> None:
     pack(folder / "base", {"c": folder / "a"}, out=folder / "store")
     store.remove("a")

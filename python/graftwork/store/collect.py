@@ -18,7 +18,7 @@ def remove(store: Store, name: str) -> None:
     """Commit a root without entry ``name``."""
     with FolderLock(store.path / WRITER_LOCK):
         store.root = read_root(store.path, to_write=True)
-        store.entry(name)
+        store.manifest_digest(name)  # it exists; a damaged one can be removed too
         store.root = store.root.without_entry(name)
         write_root(store.path, store.root)
 

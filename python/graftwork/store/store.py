@@ -41,7 +41,7 @@ def open_store(path: str | PathLike[str], base: str | PathLike[str] | None = Non
 class Store:
     """A store of fine-tunes; use `open_store`. A context manager: leaving it closes the files it has open.
 
-    It shows the store as it was when opened; what a writer commits later is seen by opening it again.
+    It shows the store as it was when opened; `verify`, `remove` and `gc` look again, and show it as it is then.
     """
 
     def __init__(self, path: str | PathLike[str], base: str | PathLike[str] | None = None) -> None:
@@ -93,6 +93,13 @@ class Store:
 
     def entry(self, name: str) -> EntryManifest:
         """The manifest of entry ``name``; StoreError if there is none."""
+        digest = self.manifest_digest(name)  # not the name: another writer may have replaced the entry
+        if digest not in self._entries:
+            self._entries[digest] = parse_entry(self.objects.read(digest, "json"), name)
+        return self._entries[digest]
+
+    def manifest_digest(self, name: str) -> str:
+        """The digest of the manifest of entry ``name``; StoreError if there is no such entry."""
         if name not in self.root.entries:
             raise StoreError(
                 "the store has no such entry",
@@ -100,10 +107,7 @@ class Store:
                 got=repr(name),
                 wanted=f"one of {', '.join(sorted(self.root.entries)) or '(it is empty)'}",
             )
-        digest = self.root.entries[name]  # not the name: another writer may have replaced the entry
-        if digest not in self._entries:
-            self._entries[digest] = parse_entry(self.objects.read(digest, "json"), name)
-        return self._entries[digest]
+        return self.root.entries[name]
 
     def checkout(
         self,
