@@ -22,7 +22,7 @@ pytestmark = pytest.mark.skipif(WIDEST is None, reason="the native core is not b
 
 DIGESTS = """
 import hashlib, json, torch
-from graftwork.ops import isa_level, lossless_delta
+from graftwork.ops import entropy_delta, isa_level, lossless_delta
 from tests.generators.weights import LARGE, pair, random_words, special_pair
 
 digests = {}
@@ -38,6 +38,13 @@ for dtype in lossless_delta.FORMATS:
         record(f"stats {name} {dtype}", *lossless_delta.delta_stats(base, tuned))
         for save in lossless_delta.SAVE_DTYPES:
             record(f"survival {name} {dtype} {save}", *lossless_delta.update_survival(base, tuned, save))
+    for step in (1e-5, 1e-3):
+        base, tuned = pair(150_001, dtype, step=step)
+        for segment in (None, 1 << 16, 1 << 20):
+            payload = entropy_delta.encode_ordinal_rans(base, tuned, segment)
+            record(f"rans {dtype} {step} {segment}", payload, entropy_delta.decode_ordinal_rans(base, payload))
+        payload = entropy_delta.encode_sparse_delta(base, tuned, 1.0)
+        record(f"sparse {dtype} {step}", payload, entropy_delta.apply_sparse_delta_(base.clone(), payload))
 print(json.dumps({"level": isa_level(), "digests": digests}))
 """
 

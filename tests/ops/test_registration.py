@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from graftwork import ops
-from graftwork.ops import FallbackWarning, _native, lossless_delta, table, thread_limit
+from graftwork.ops import FallbackWarning, _native, entropy_delta, lossless_delta, table, thread_limit
 from graftwork.ops._native import GRAIN, NATIVE, threads_for
 from tests.generators.weights import pair
 
@@ -22,11 +22,23 @@ ROOT = Path(__file__).parents[2]
 def arguments(name: str, dtype: torch.dtype, device: str, requires_grad: bool = False) -> tuple:
     base, tuned = (t.to(device).requires_grad_(requires_grad) for t in pair(37, dtype))
     planes = torch.zeros(dtype.itemsize, 37, dtype=torch.uint8, device=device)
+    if name in ("encode_ordinal_rans", "decode_ordinal_rans", "encode_sparse_delta", "apply_sparse_delta"):
+        return coded_arguments(name, base.float(), tuned.float())
     return {
         "encode_ordinal_planes": (base, tuned, planes),
         "decode_ordinal_planes": (base, planes, tuned.detach()),
         "delta_stats": (base, tuned),
         "update_survival": (base, tuned, torch.bfloat16),
+    }[name]
+
+
+def coded_arguments(name: str, base: torch.Tensor, tuned: torch.Tensor) -> tuple:
+    base, tuned = base.detach(), tuned.detach()
+    return {
+        "encode_ordinal_rans": (base, tuned, 16),
+        "decode_ordinal_rans": (base, entropy_delta.encode_ordinal_rans(base, tuned), tuned),
+        "encode_sparse_delta": (base, tuned, 37),
+        "apply_sparse_delta": (base, entropy_delta.encode_sparse_delta(base, tuned, 1.0), False),
     }[name]
 
 

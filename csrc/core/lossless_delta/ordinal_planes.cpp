@@ -31,9 +31,9 @@ void encode_ordinal_planes(const void* base, const void* tuned, uint8_t* planes,
 }
 
 void decode_ordinal_planes(const void* base, const uint8_t* planes, void* tuned, int64_t numel,
-                           int word_bytes, bool is_float, int threads) {
+                           int word_bytes, bool is_float, bool reverse, int threads) {
   with_word(word_bytes, is_float, [=]<class Word, bool floating>() {
-    decode_words<Word, floating>(base, planes, tuned, numel, threads);
+    decode_words<Word, floating>(base, planes, tuned, numel, reverse, threads);
   });
 }
 
@@ -45,7 +45,7 @@ GRAFTWORK_DISPATCH(encode_ordinal_planes,
                    (base, tuned, planes, numel, word_bytes, is_float, threads))
 GRAFTWORK_DISPATCH(decode_ordinal_planes,
                    (const void* base, const uint8_t* planes, void* tuned, int64_t numel, int word_bytes,
-                    bool is_float, int threads),
-                   (base, planes, tuned, numel, word_bytes, is_float, threads))
+                    bool is_float, bool reverse, int threads),
+                   (base, planes, tuned, numel, word_bytes, is_float, reverse, threads))
 
 }  // namespace graftwork

@@ -13,7 +13,8 @@ namespace graftwork {
 void encode_ordinal_planes(const void* base, const void* tuned, uint8_t* planes, int64_t numel,
                            int word_bytes, bool is_float, int threads);
 
+// reverse: takes the differences away instead of adding them, which gives `base` for `tuned`.
 void decode_ordinal_planes(const void* base, const uint8_t* planes, void* tuned, int64_t numel,
-                           int word_bytes, bool is_float, int threads);
+                           int word_bytes, bool is_float, bool reverse, int threads);
 
 }  // namespace graftwork

@@ -39,7 +39,7 @@ void encode_block(const Word* __restrict base, const Word* __restrict tuned, uin
 
 template <class Word, bool is_float>
 void decode_block(const Word* __restrict base, const uint8_t* __restrict planes, Word* __restrict tuned,
-                  int64_t stride, int count) {
+                  int64_t stride, int count, Word sign) {
   constexpr int kBytes = sizeof(Word);
   Word codes[kPlaneBlock];
   uint8_t split[kBytes][kPlaneBlock];
@@ -49,7 +49,8 @@ void decode_block(const Word* __restrict base, const uint8_t* __restrict planes,
 #pragma GCC unroll 8
     for (int j = 0; j < kBytes; ++j) bytes[kBytes * i + j] = split[j][i];
   for (int i = 0; i < count; ++i)
-    tuned[i] = word_at<Word, is_float>(position<Word, is_float>(base[i]) + from_zigzag(codes[i]));
+    tuned[i] = word_at<Word, is_float>(
+        static_cast<Word>(position<Word, is_float>(base[i]) + ((from_zigzag(codes[i]) ^ sign) - sign)));
 }
 
 template <class Block>
@@ -72,11 +73,13 @@ void encode_words(const void* base, const void* tuned, uint8_t* planes, int64_t 
 }
 
 template <class Word, bool is_float>
-void decode_words(const void* base, const uint8_t* planes, void* tuned, int64_t numel, int threads) {
+void decode_words(const void* base, const uint8_t* planes, void* tuned, int64_t numel, bool reverse,
+                  int threads) {
   const Word* const from = static_cast<const Word*>(base);
   Word* const to = static_cast<Word*>(tuned);
+  const Word sign = static_cast<Word>(reverse ? ~Word{0} : Word{0});  // (d ^ sign) - sign is d or -d
   for_each_block(numel, threads, [=](int64_t i, int count) {
-    decode_block<Word, is_float>(from + i, planes + i, to + i, numel, count);
+    decode_block<Word, is_float>(from + i, planes + i, to + i, numel, count, sign);
   });
 }
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import struct
 import threading
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import zstandard
 
@@ -27,8 +29,8 @@ class Method(Protocol):
     code: int
     name: str
 
-    def encode(self, basis: memoryview, tuned: memoryview, words: Words, level: int) -> Parts:
-        """The payload of a chunk, as parts to be written one after another."""
+    def encode(self, basis: memoryview, tuned: memoryview, words: Words, level: int) -> Parts | None:
+        """The payload of a chunk, as parts to be written one after another; None if the method does not suit it."""
         ...
 
     def decode(self, basis: memoryview, payload: memoryview, words: Words, tuned: memoryview) -> None:
@@ -110,6 +112,11 @@ class OrdinalPlanes:
         return (struct.pack(f"<{words.nbytes}I", *map(len, frames)), *frames)
 
     def decode(self, basis: memoryview, payload: memoryview, words: Words, tuned: memoryview) -> None:
+        self._restore(basis, payload, words, tuned, reverse=False)
+
+    def _restore(
+        self, basis: memoryview, payload: memoryview, words: Words, tuned: memoryview, reverse: bool
+    ) -> None:
         import torch
 
         from graftwork.ops.lossless_delta import decode_ordinal_planes
@@ -131,7 +138,14 @@ class OrdinalPlanes:
             torch.frombuffer(basis, dtype=words.torch_dtype),
             torch.frombuffer(planes, dtype=torch.uint8).view(words.nbytes, count),
             torch.frombuffer(tuned, dtype=words.torch_dtype),
+            reverse=reverse,
         )
+
+    def apply_(self, chunk: memoryview, payload: memoryview, words: Words, *, reverse: bool = False) -> None:
+        """Turn a chunk of the base into the fine-tune's, or back, in place; untouched if the payload is malformed."""
+        result = self._scratch.buffer("applied", len(chunk))
+        self._restore(chunk, payload, words, result, reverse)
+        chunk[:] = result
 
     def _decompress(self, frame: memoryview, plane: memoryview) -> None:
         try:
@@ -149,17 +163,136 @@ class OrdinalPlanes:
             raise DeltaError(f"a plane's frame is not valid zstd: {error}") from error
 
 
-METHODS: dict[int, Method] = {method.code: method for method in (Same(), Raw(), OrdinalPlanes())}
+class OrdinalRans:
+    """Ordinal differences of 16- and 32-bit floats, entropy coded; see ``ops.entropy_delta.encode_ordinal_rans``."""
+
+    code = 3
+    name = "ordrans"
+
+    def encode(self, basis: memoryview, tuned: memoryview, words: Words, level: int) -> Parts:
+        """The payload; ``level`` 1 codes the chunk as one segment, 2 as segments of whatever size costs least."""
+        import torch
+
+        from graftwork.ops.entropy_delta import encode_ordinal_rans
+
+        dtype = words.float_dtype
+        segment = _WHOLE_CHUNK if level < 2 else None
+        payload = encode_ordinal_rans(
+            torch.frombuffer(basis, dtype=dtype), torch.frombuffer(tuned, dtype=dtype), segment
+        )
+        return (payload.numpy().data,)
+
+    def decode(self, basis: memoryview, payload: memoryview, words: Words, tuned: memoryview) -> None:
+        import torch
+
+        from graftwork.ops.entropy_delta import decode_ordinal_rans
+
+        dtype = words.float_dtype
+        with _as_delta_error():
+            decode_ordinal_rans(
+                torch.frombuffer(basis, dtype=dtype), _bytes(payload), torch.frombuffer(tuned, dtype=dtype)
+            )
+
+
+class Sparse:
+    """The words that differ, entropy coded; see ``ops.entropy_delta.encode_sparse_delta``."""
+
+    code = 4
+    name = "sparse"
+
+    def encode(self, basis: memoryview, tuned: memoryview, words: Words, level: int) -> Parts | None:
+        """The payload; None if more than an eighth of the words differs."""
+        import torch
+
+        from graftwork.ops.entropy_delta import encode_sparse_delta
+
+        dtype = words.torch_dtype
+        payload = encode_sparse_delta(
+            torch.frombuffer(basis, dtype=dtype), torch.frombuffer(tuned, dtype=dtype)
+        )
+        return None if payload is None else (payload.numpy().data,)
+
+    def decode(self, basis: memoryview, payload: memoryview, words: Words, tuned: memoryview) -> None:
+        tuned[:] = basis
+        self.apply_(tuned, payload, words)
+
+    def apply_(self, chunk: memoryview, payload: memoryview, words: Words, *, reverse: bool = False) -> None:
+        """Turn a chunk of the base into the fine-tune's, or back, in place; untouched if the payload is malformed."""
+        import torch
+
+        from graftwork.ops.entropy_delta import apply_sparse_delta_
+
+        with _as_delta_error():
+            apply_sparse_delta_(torch.frombuffer(chunk, dtype=words.torch_dtype), _bytes(payload), reverse)
+
+
+_WHOLE_CHUNK = 1 << 20  # words: no chunk has more
+
+
+def _bytes(payload: memoryview) -> Any:
+    import torch
+
+    return torch.frombuffer(payload, dtype=torch.uint8) if payload else torch.empty(0, dtype=torch.uint8)
+
+
+@contextmanager
+def _as_delta_error() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise DeltaError(f"a chunk's payload is malformed: {error}") from error
+
+
+METHODS: dict[int, Method] = {
+    method.code: method for method in (Same(), Raw(), OrdinalPlanes(), OrdinalRans(), Sparse())
+}
 
 CODECS: dict[str, tuple[str, ...]] = {
     "same": ("same",),
     "raw": ("same", "raw"),
     "ordz": ("same", "raw", "ordz"),
+    "ordrans": ("same", "raw", "ordrans"),
+    "sparse": ("same", "raw", "sparse"),
+    "mixed": ("same", "raw", "ordz", "ordrans", "sparse"),
 }
 """Codec of a tensor -> methods that its chunks may use."""
 
-LEVELS: dict[str, tuple[int, ...]] = {"fast": (1,), "auto": (1,), "small": (1, 9)}
-"""Choice of a codec at the door -> the zstd levels to try; the smallest result of each chunk is kept."""
+CODECS_OF_1_0 = ("same", "raw", "ordz")
+"""Codecs that readers of format 1.0 know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A method to try on a chunk, and how hard."""
+
+    method: str
+    level: int
+
+
+def attempts(effort: str, words: Words, nbytes: int) -> tuple[Attempt, ...]:
+    """What to try on a chunk of ``nbytes`` bytes, in order; the smallest result is kept, the first of equals.
+
+    ``fast`` does not entropy code. ``auto`` tries the planes only where the words have low bits that may have a
+    pattern (32 bits), or where there is nothing better; ``small`` tries everything.
+    """
+    planes = (Attempt("ordz", 1),)
+    if effort == "fast" or nbytes < _SMALL_CHUNK or words.nbytes not in (2, 4):
+        return planes if effort != "small" else (*planes, Attempt("ordz", 9))
+    if not words.exponent_bits:
+        return (Attempt("sparse", 1), *planes, *((Attempt("ordz", 9),) if effort == "small" else ()))
+    if effort == "auto":
+        coded = (Attempt("sparse", 1), Attempt("ordrans", 1))
+        return coded if words.nbytes == 2 else (*coded, *planes)
+    return (Attempt("sparse", 1), Attempt("ordrans", 2), *planes)
+
+
+EFFORTS = ("auto", "fast", "small")
+"""Choices of a codec at the door; see `attempts`."""
+
+_SMALL_CHUNK = 512  # bytes: entropy coding has a header of about a hundred
+
+FEW_CHANGES = 64
+"""A sparse payload below one in so many bytes is taken at once by ``auto``: what is left to gain is little."""
 
 
 def method_named(name: str) -> Method:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 from graftwork.checkpoint.digest import leaf_digest
-from graftwork.delta.basis import Basis, BasisReader, words_of
-from graftwork.delta.codecs import Parts, method_named
+from graftwork.delta.basis import Basis, BasisReader, Words, words_of
+from graftwork.delta.codecs import CODECS, FEW_CHANGES, METHODS, Attempt, Parts, attempts, method_named
 from graftwork.delta.manifest import Chunk
 from graftwork.delta.pipeline import Scratch
-from graftwork.delta.source import TensorSource
+from graftwork.delta.source import TensorSource, read_piece
 
-_SAME, _RAW, _ORDZ = (method_named(name) for name in ("same", "raw", "ordz"))
+_SAME, _RAW = method_named("same"), method_named("raw")
+_PROBE = 1 << 12  # bytes that usually show a difference, so that the rest need not be compared
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,18 +32,25 @@ class ChunkJob:
 class ChunkEncoder:
     """Encodes chunks of ``tuned`` against their basis; one instance serves all threads.
 
-    ``levels`` are zstd levels: the smallest result wins, the first of equals.
+    ``effort`` is "fast", "auto" or "small" (`codecs.attempts`). With ``methods`` only these are used; a chunk that
+    none of them makes smaller is stored by the last that suits it.
     """
 
-    def __init__(self, base: BasisReader, tuned: TensorSource, levels: Sequence[int]) -> None:
+    def __init__(
+        self,
+        base: BasisReader,
+        tuned: TensorSource,
+        effort: str = "auto",
+        methods: Container[str] | None = None,
+    ) -> None:
         self._base = base
         self._tuned = tuned
-        self._levels = levels
+        self._effort = effort
+        self._methods = methods
         self._scratch = Scratch()
 
     def __call__(self, job: ChunkJob) -> tuple[Chunk, Parts]:
-        tuned = self._scratch.buffer("tuned", job.length)
-        self._tuned.read_into(job.name, job.offset, tuned)
+        tuned = read_piece(self._tuned, job.name, job.offset, self._scratch.buffer("tuned", job.length))
         leaf = leaf_digest(tuned)
         if leaf == job.base_leaf:
             return Chunk(0, _SAME.code, 0, leaf), ()
@@ -58,23 +66,38 @@ class ChunkEncoder:
 
     def _smallest(self, basis: memoryview, tuned: memoryview, dtype: str) -> tuple[int, Parts]:
         words = words_of(dtype)
-        smallest: Parts | None = None
-        size = len(tuned)
-        for level in self._levels:
-            parts = _ORDZ.encode(basis, tuned, words, level)
-            if sum(map(len, parts)) < size:
-                smallest, size = parts, sum(map(len, parts))
-        if smallest is None:
-            return _RAW.code, _RAW.encode(basis, tuned, words, 0)
-        return _ORDZ.code, smallest
+        best: tuple[int, Parts] | None = None
+        size = len(tuned) if self._allows("raw") else None
+        for attempt in self._attempts(words, len(tuned)):
+            method = method_named(attempt.method)
+            parts = method.encode(basis, tuned, words, attempt.level)
+            if parts is None or (size is not None and sum(map(len, parts)) >= size):
+                continue
+            best, size = (method.code, parts), sum(map(len, parts))
+            if attempt.method == "sparse" and self._effort == "auto" and size < len(tuned) // FEW_CHANGES:
+                break
+        return best if best is not None else (_RAW.code, _RAW.encode(basis, tuned, words, 0) or ())
+
+    def _attempts(self, words: Words, nbytes: int) -> list[Attempt]:
+        tried = [attempt for attempt in attempts(self._effort, words, nbytes) if self._allows(attempt.method)]
+        if not self._allows("raw") and Attempt("ordz", 1) not in tried:  # something must store whatever comes
+            tried.append(Attempt("ordz", 1))
+        return tried
+
+    def _allows(self, method: str) -> bool:
+        return self._methods is None or method in self._methods
 
 
 def codec_of(chunks: Sequence[Chunk]) -> str:
-    """The codec whose methods these chunks use, for a tensor that is not its base tensor itself."""
-    return "ordz" if any(chunk.method == _ORDZ.code for chunk in chunks) else "raw"
+    """The narrowest codec whose methods these chunks use, for a tensor that is not its base tensor itself."""
+    used = {METHODS[chunk.method].name for chunk in chunks} | {"raw"}
+    return next(codec for codec, methods in CODECS.items() if used <= {*methods})
 
 
 def _equal(a: memoryview, b: memoryview) -> bool:
     import numpy as np
 
-    return bool(np.array_equal(np.frombuffer(a, np.uint8), np.frombuffer(b, np.uint8)))
+    if bytes(a[:_PROBE]) != bytes(b[:_PROBE]):
+        return False
+    word = np.uint64 if len(a) % 8 == 0 else np.uint8
+    return bool(np.array_equal(np.frombuffer(a, word), np.frombuffer(b, word)))

@@ -159,6 +159,13 @@ def packed(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.data_ptr() % tensor.itemsize else tensor
 
 
+def memory_range(tensor: Tensor) -> tuple[str, int, int]:
+    """Device, and first and past-the-last address, of the memory that a tensor's elements span."""
+    reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    start = tensor.data_ptr()
+    return str(tensor.device), start, start + (reach + 1) * tensor.itemsize if tensor.numel() else start
+
+
 def check_output(operation: str, name: str, output: Tensor, **inputs: Tensor) -> None:
     """Raise ValueError if a contiguous output is not aligned to its elements or shares memory with an input."""
     start, stop = output.data_ptr(), output.data_ptr() + output.nbytes

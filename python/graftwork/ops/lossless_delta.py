@@ -136,7 +136,9 @@ def encode_ordinal_planes(base: Tensor, tuned: Tensor, planes: Tensor | None = N
     return planes
 
 
-def decode_ordinal_planes(base: Tensor, planes: Tensor, tuned: Tensor | None = None) -> Tensor:
+def decode_ordinal_planes(
+    base: Tensor, planes: Tensor, tuned: Tensor | None = None, reverse: bool = False
+) -> Tensor:
     """Restore a fine-tune from its base and :func:`encode_ordinal_planes`, bit for bit.
 
     Parameters
@@ -147,6 +149,8 @@ def decode_ordinal_planes(base: Tensor, planes: Tensor, tuned: Tensor | None = N
         uint8 ``[itemsize, numel]`` on the device of `base`.
     tuned : Tensor, optional
         Like `base`, contiguous, apart from the inputs in memory; overwritten. None: a new tensor.
+    reverse : bool
+        Take the differences away instead of adding them: gives the base for the fine-tune.
 
     Returns
     -------
@@ -176,7 +180,7 @@ def decode_ordinal_planes(base: Tensor, planes: Tensor, tuned: Tensor | None = N
     else:
         _check_pair("decode_ordinal_planes", base, tuned, WORDS)
         _checks.check_output("decode_ordinal_planes", "tuned", tuned)
-    torch.ops.graftwork.decode_ordinal_planes(base.detach(), planes, tuned.detach())
+    torch.ops.graftwork.decode_ordinal_planes(base.detach(), planes, tuned.detach(), reverse)
     return tuned
 
 
@@ -320,11 +324,11 @@ def _encode(base: Tensor, tuned: Tensor, planes: Tensor) -> None:
     _native.call("encode_ordinal_planes", base, tuned, planes, *word, like=base)
 
 
-def _decode(base: Tensor, planes: Tensor, tuned: Tensor) -> None:
+def _decode(base: Tensor, planes: Tensor, tuned: Tensor, reverse: bool = False) -> None:
     base, planes = _native.packed(base), _native.packed(planes)
     _native.check_output("decode_ordinal_planes", "tuned", tuned, base=base, planes=planes)
     word = base.numel(), base.itemsize, base.dtype in EXPONENT_BITS
-    _native.call("decode_ordinal_planes", base, planes, tuned, *word, like=base)
+    _native.call("decode_ordinal_planes", base, planes, tuned, *word, reverse, like=base)
 
 
 def _new_stats(base: Tensor, tuned: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -358,9 +362,9 @@ def _survival(base: Tensor, tuned: Tensor, save_dtype: torch.dtype) -> tuple[Ten
     return survival
 
 
-def _filled_by(make: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor, Tensor], None]:
-    def fill(first: Tensor, second: Tensor, output: Tensor) -> None:
-        output.copy_(make(first, second))
+def _filled_by(make: Callable[..., Tensor]) -> Callable[..., None]:
+    def fill(first: Tensor, second: Tensor, output: Tensor, *options: bool) -> None:
+        output.copy_(make(first, second, *options))
 
     return fill
 
@@ -375,9 +379,9 @@ _native.register(
 )
 _native.register(
     "decode_ordinal_planes",
-    "(Tensor base, Tensor planes, Tensor(a!) tuned) -> ()",
+    "(Tensor base, Tensor planes, Tensor(a!) tuned, bool reverse=False) -> ()",
     reference=_filled_by(reference.decode_ordinal_planes),
-    fake=lambda base, planes, tuned: None,
+    fake=lambda base, planes, tuned, reverse=False: None,
     cpu=_native.Route("_core", WORDS, _decode),
     cuda=_native.Route("_cuda", WORDS, _decode),
 )

@@ -57,13 +57,14 @@ def encode_ordinal_planes(base: Tensor, tuned: Tensor) -> Tensor:
     return torch.stack([(code >> shift) & 0xFF for shift in range(0, bits, 8)]).to(torch.uint8)
 
 
-def decode_ordinal_planes(base: Tensor, planes: Tensor) -> Tensor:
-    """The tensor whose planes against `base` these are."""
+def decode_ordinal_planes(base: Tensor, planes: Tensor, reverse: bool = False) -> Tensor:
+    """The tensor whose planes against `base` these are, or (`reverse`) against which those of `base` are."""
     bits = 8 * base.itemsize
     position = positions(base)
     shifts = torch.arange(0, bits, 8, device=base.device).unsqueeze(1)
     code = (planes.long() << shifts).sum(0).to(position.dtype)
-    position = position + (((code >> 1) & torch.iinfo(code.dtype).max) ^ -(code & 1))
+    difference = ((code >> 1) & torch.iinfo(code.dtype).max) ^ -(code & 1)
+    position = position - difference if reverse else position + difference
     if base.dtype in EXPONENT_BITS:
         position = position ^ (~(position >> (bits - 1)) | torch.iinfo(position.dtype).min)
     return position.view(base.dtype).reshape(base.shape)

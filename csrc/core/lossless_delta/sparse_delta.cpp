@@ -1,0 +1,128 @@
+#include "core/lossless_delta/sparse_delta.h"
+
+#include <stdexcept>
+
+#include "core/lossless_delta/sparse_delta.inl"
+#include "core/support/isa.h"
+#include "core/support/parallel.h"
+
+namespace graftwork {
+namespace GRAFTWORK_LEVEL {
+
+template <class Word, bool is_float>
+int64_t encode_changes(const Word* base, const Word* tuned, uint8_t* payload, uint8_t* workspace,
+                       int64_t numel, int64_t most, int threads) {
+  const Chunks segments = cut_segments(numel, kMaxSegmentLog2);
+  const int64_t stride = sparse_segment_bound<Word>(most);
+  uint8_t* const body = payload + frame_bytes(segments.count);
+  Workshop workshop{workspace, static_cast<int64_t>(sizeof(Change)) * most};
+  struct State {
+    Change* changes = nullptr;
+    bool few = true;
+  };
+  bool few = true;
+  parallel_chunks<State>(
+      segments, threads,
+      [&](State& state, int i) {
+        if (!state.few) return;
+        if (state.changes == nullptr) state.changes = reinterpret_cast<Change*>(workshop.take());
+        const int64_t begin = segments.begin(i);
+        const int64_t count = find_changes<Word, is_float>(base + begin, tuned + begin,
+                                                           segments.end(i) - begin, most, state.changes);
+        state.few &= count >= 0;
+        if (count < 0) return;
+        uint8_t* const out = body + i * stride;
+        const uint32_t length = static_cast<uint32_t>(write_changes<Word>(state.changes, count, out) - out);
+        std::memcpy(payload + 4 + 4 * static_cast<int64_t>(i), &length, 4);
+      },
+      [&](State& state) { few &= state.few; });
+  return few ? close_frame(payload, kMaxSegmentLog2, segments.count, stride) : -1;
+}
+
+template <class Word, bool is_float>
+bool apply_changes(Word* words, const uint8_t* payload, int64_t size, int64_t numel, bool reverse,
+                   int threads) {
+  SegmentFrame frame;
+  if (!frame.open(payload, size, numel) || payload[0] != kMaxSegmentLog2) return false;
+  struct State {
+    SparseSegment segment;
+    bool whole = true;
+  };
+  const auto for_each_segment = [&](const auto& apply) {
+    bool whole = true;
+    parallel_chunks<State>(
+        frame.segments, threads,
+        [&](State& state, int i) {
+          const int64_t begin = frame.segments.begin(i), count = frame.segments.end(i) - begin;
+          state.whole &= state.segment.template open<Word>(payload + frame.begin(i), frame.length(i)) &&
+                         for_each_change<Word>(state.segment, count, [&](int64_t at, Word difference) {
+                           apply(begin + at, difference);
+                         });
+        },
+        [&](State& state) { whole &= state.whole; });
+    return whole;
+  };
+  if (!for_each_segment([](int64_t, Word) {})) return false;
+  return for_each_segment([=](int64_t at, Word difference) {
+    const Word step = reverse ? static_cast<Word>(Word{0} - difference) : difference;
+    const Word position = static_cast<Word>(sparse_position<Word, is_float>(words[at]) + step);
+    words[at] = is_float ? from_ordinal(position) : position;
+  });
+}
+
+template <class Call>
+void with_sparse_word(int word_bytes, bool is_float, const Call& call) {
+  switch (2 * word_bytes + is_float) {
+    case 4: return call.template operator()<uint16_t, false>();
+    case 5: return call.template operator()<uint16_t, true>();
+    case 8: return call.template operator()<uint32_t, false>();
+    case 9: return call.template operator()<uint32_t, true>();
+    default: throw std::invalid_argument("word_bytes must be 2 or 4");
+  }
+}
+
+void encode_sparse_delta(const void* base, const void* tuned, uint8_t* payload, int64_t* payload_bytes,
+                         uint8_t* workspace, int64_t numel, int word_bytes, bool is_float,
+                         int64_t max_changes, int threads) {
+  with_sparse_word(word_bytes, is_float, [=]<class Word, bool floating>() {
+    *payload_bytes =
+        encode_changes<Word, floating>(static_cast<const Word*>(base), static_cast<const Word*>(tuned),
+                                       payload, workspace, numel, max_changes, threads);
+  });
+}
+
+void apply_sparse_delta(void* words, const uint8_t* payload, int64_t payload_bytes, int64_t* malformed,
+                        int64_t numel, int word_bytes, bool is_float, bool reverse, int threads) {
+  with_sparse_word(word_bytes, is_float, [=]<class Word, bool floating>() {
+    *malformed = !apply_changes<Word, floating>(static_cast<Word*>(words), payload, payload_bytes, numel,
+                                                reverse, threads);
+  });
+}
+
+}  // namespace GRAFTWORK_LEVEL
+
+GRAFTWORK_DISPATCH(encode_sparse_delta,
+                   (const void* base, const void* tuned, uint8_t* payload, int64_t* payload_bytes,
+                    uint8_t* workspace, int64_t numel, int word_bytes, bool is_float, int64_t max_changes,
+                    int threads),
+                   (base, tuned, payload, payload_bytes, workspace, numel, word_bytes, is_float, max_changes,
+                    threads))
+GRAFTWORK_DISPATCH(apply_sparse_delta,
+                   (void* words, const uint8_t* payload, int64_t payload_bytes, int64_t* malformed,
+                    int64_t numel, int word_bytes, bool is_float, bool reverse, int threads),
+                   (words, payload, payload_bytes, malformed, numel, word_bytes, is_float, reverse, threads))
+
+#ifdef GRAFTWORK_LEVEL_IS_baseline
+int64_t sparse_delta_payload_bound(int64_t numel, int word_bytes, int64_t max_changes) {
+  const int64_t segments = baseline::segment_count(numel, kMaxSegmentLog2);
+  const int64_t segment = word_bytes == 2 ? baseline::sparse_segment_bound<uint16_t>(max_changes)
+                                          : baseline::sparse_segment_bound<uint32_t>(max_changes);
+  return baseline::frame_bytes(segments) + segments * segment;
+}
+
+int64_t sparse_delta_workspace_bytes(int64_t max_changes, int threads) {
+  return threads * static_cast<int64_t>(sizeof(baseline::Change)) * max_changes;
+}
+#endif
+
+}  // namespace graftwork
