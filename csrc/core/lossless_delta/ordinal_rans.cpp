@@ -92,17 +92,18 @@ int64_t cost_of_segments(const typename Format::Word* base, const typename Forma
   return bits;
 }
 
+// The largest segments, halved for as long as that makes them cheaper.
 template <class Format>
 int cheapest_segment(const typename Format::Word* base, const typename Format::Word* tuned, int64_t numel,
                      uint8_t* workspace, int threads) {
   int best = kMaxSegmentLog2;
   while (best > kMinSegmentLog2 && int64_t{1} << (best - 1) >= numel) --best;
+  if (best == kMinSegmentLog2) return best;
   int64_t least = cost_of_segments<Format>(base, tuned, numel, best, workspace, threads);
-  for (int smaller = best - 1; smaller >= kMinSegmentLog2; --smaller) {
-    const int64_t cost = cost_of_segments<Format>(base, tuned, numel, smaller, workspace, threads);
-    if (cost >= least) continue;
-    least = cost;
-    best = smaller;
+  for (; best > kMinSegmentLog2; --best) {
+    const int64_t halved = cost_of_segments<Format>(base, tuned, numel, best - 1, workspace, threads);
+    if (halved >= least) break;
+    least = halved;
   }
   return best;
 }

@@ -18,7 +18,7 @@ int64_t ordinal_rans_payload_bound(int64_t numel, int word_bytes);
 int64_t ordinal_rans_workspace_bytes(int threads);
 
 // Writes the payload of `tuned` against `base` and its size. log2_segment: log2 of the words in a segment, 16 to 20,
-// or 0: chosen from what each choice costs.
+// or 0: as large as they come, halved for as long as that costs fewer bits.
 void encode_ordinal_rans(const void* base, const void* tuned, uint8_t* payload, int64_t* payload_bytes,
                          uint8_t* workspace, int64_t numel, WeightFormat format, int log2_segment,
                          int threads);

@@ -28,6 +28,7 @@ constexpr int64_t segment_bound(int64_t words) {
 struct EncodeScratch {
   ModelScratch model_scratch;
   ContextCounts counts, merged;
+  uint16_t tile[2][kMaxLevels * kExponentSlots * kMaxSymbols];
   RansModel model, other;
   uint32_t activities[kMaxActivity + 1];
   uint8_t level_of[kMaxActivity + 1];
@@ -111,20 +112,37 @@ inline void choose_thresholds(const uint16_t* activity, int groups, EncodeScratc
   }
 }
 
+// Counts of the contexts of up to 2^15 words. Neighbouring words often are alike: two sets of counters that take
+// turns keep an increment from waiting for the one before.
+template <class Format>
+void count_tile(const typename Format::Word* base, int begin, int end, EncodeScratch& scratch) {
+  constexpr int kRow = kClasses<Format>, kLevel = kExponentSlots * kRow;
+  const int first = scratch.model.first_exponent;
+  std::memset(scratch.tile, 0, sizeof scratch.tile);
+  const auto count_group = [&](int lanes) {
+    uint32_t at[kRansLanes];
+    const uint32_t level = scratch.level[begin / kRansLanes] * kLevel;
+    for (int i = 0; i < lanes; ++i)
+      at[i] = level + exponent_slot<Format>(base[begin + i], first) * kRow + scratch.symbols[begin + i];
+    for (int i = 0; i < lanes; ++i) ++scratch.tile[i & 1][at[i]];
+  };
+  for (; begin + kRansLanes <= end; begin += kRansLanes) count_group(kRansLanes);
+  if (begin < end) count_group(end - begin);
+  for (int q = 0; q < kMaxLevels; ++q)
+    for (int x = 0; x < kExponentSlots; ++x)
+      for (int s = 0; s < kRow; ++s)
+        scratch.counts.counts[q][x][s] +=
+            scratch.tile[0][q * kLevel + x * kRow + s] + scratch.tile[1][q * kLevel + x * kRow + s];
+}
+
 template <class Format>
 void count_contexts(const typename Format::Word* base, int count, EncodeScratch& scratch) {
-  const int first = scratch.model.first_exponent;
+  constexpr int kTile = 1 << 15;  // no counter of 16 bits overflows
+  scratch.level[0] = scratch.level_of[0];
+  for (int g = 1; g * kRansLanes < count; ++g) scratch.level[g] = scratch.level_of[scratch.activity[g - 1]];
   std::memset(&scratch.counts, 0, sizeof scratch.counts);
-  int previous = 0;
-  for (int begin = 0, g = 0; begin < count; begin += kRansLanes, ++g) {
-    const int lanes = count - begin < kRansLanes ? count - begin : kRansLanes;
-    const int level = scratch.level_of[previous];
-    scratch.level[g] = static_cast<uint8_t>(level);
-    previous = scratch.activity[g];
-    uint32_t (*const counts)[kMaxSymbols] = scratch.counts.counts[level];
-    for (int i = begin; i < begin + lanes; ++i)
-      ++counts[exponent_slot<Format>(base[i], first)][scratch.symbols[i]];
-  }
+  for (int begin = 0; begin < count; begin += kTile)
+    count_tile<Format>(base, begin, count - begin < kTile ? count : begin + kTile, scratch);
 }
 
 // Eight levels of activity or none, whichever costs less. Returns what header and symbols cost, in bits.
@@ -185,25 +203,39 @@ uint8_t* encode_groups(const typename Format::Word* base, int count, int first, 
   return words;
 }
 
-// The bits below the leading one of every difference. Returns the end.
+// The bits below the leading one of every difference. Returns the end. Words of 16 bits have at most 15 of them, of 32
+// bits at most 31: four or two words are joined, side by side in vectors, before they are written.
 template <class Format>
 uint8_t* write_raw_bits(const typename Format::Word* base, const typename Format::Word* tuned, int count,
                         uint8_t* out) {
   using Word = typename Format::Word;
   constexpr int kBlock = 512;
-  Word magnitudes[kBlock];
-  int32_t lengths[kBlock];
+  uint32_t raw[kBlock];
+  uint64_t pairs[kBlock / 2];
+  int32_t lengths[kBlock], pair_lengths[kBlock / 2];
   BitWriter bits(out);
   for (int begin = 0; begin < count; begin += kBlock) {
     const int block = count - begin < kBlock ? count - begin : kBlock;
     for (int i = 0; i < block; ++i) {
       const Word difference = static_cast<Word>(ordinal(tuned[begin + i]) - ordinal(base[begin + i]));
       const Word sign = top_mask(difference);
-      magnitudes[i] = static_cast<Word>(static_cast<Word>(difference ^ sign) - sign);
-      const int32_t length = bit_length(magnitudes[i]) - 1;
+      const Word magnitude = static_cast<Word>(static_cast<Word>(difference ^ sign) - sign);
+      const int32_t length = bit_length(magnitude) - 1;
       lengths[i] = length > 0 ? length : 0;
+      raw[i] = magnitude & ((uint32_t{1} << lengths[i]) - 1);
     }
-    for (int i = 0; i < block; ++i) bits.put(magnitudes[i] & ((uint32_t{1} << lengths[i]) - 1), lengths[i]);
+    for (int i = block; i % 4 != 0; ++i) lengths[i] = 0, raw[i] = 0;
+    const int joined = (block + 3) / 4 * 2;
+    for (int i = 0; i < joined; ++i) {
+      pairs[i] = raw[2 * i] | static_cast<uint64_t>(raw[2 * i + 1]) << lengths[2 * i];
+      pair_lengths[i] = lengths[2 * i] + lengths[2 * i + 1];
+    }
+    if constexpr (sizeof(Word) == 4) {
+      for (int i = 0; i < joined; ++i) bits.put(pairs[i], pair_lengths[i]);
+    } else {
+      for (int i = 0; i < joined; i += 2)
+        bits.put(pairs[i] | pairs[i + 1] << pair_lengths[i], pair_lengths[i] + pair_lengths[i + 1]);
+    }
   }
   return bits.finish();
 }

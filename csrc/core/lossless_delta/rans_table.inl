@@ -10,7 +10,7 @@ namespace graftwork::GRAFTWORK_LEVEL {
 
 inline int bits_of(uint32_t value) { return value == 0 ? 0 : 32 - __builtin_clz(value); }
 
-// Bits, least significant first, into a zeroed buffer with eight bytes to spare.
+// Bits, least significant first. Every put writes eight bytes and has no branch, so the buffer needs eight to spare.
 struct BitWriter {
   uint8_t* bytes;
   uint64_t pending = 0;
@@ -18,22 +18,20 @@ struct BitWriter {
 
   explicit BitWriter(uint8_t* target) : bytes(target) {}
 
-  void put(uint32_t value, int count) {  // count <= 32
-    pending |= static_cast<uint64_t>(value) << held;
-    held += count;
-    if (held >= 32) {
-      const uint32_t low = static_cast<uint32_t>(pending);
-      std::memcpy(bytes, &low, 4);
-      bytes += 4;
-      pending >>= 32;
-      held -= 32;
-    }
+  void put(uint64_t value, int count) {  // count < 64
+    pending |= value << held;
+    std::memcpy(bytes, &pending, 8);
+    const int total = held + count;
+    const uint64_t rest = (value >> 1) >> (63 - held);  // what did not fit
+    pending = total >= 64 ? rest : pending;
+    bytes += total >> 6 << 3;
+    held = total & 63;
   }
 
   // The end of the written bytes, padded with zeros to a byte.
   uint8_t* finish() {
-    for (; held > 0; held -= 8, pending >>= 8) *bytes++ = static_cast<uint8_t>(pending);
-    return bytes;
+    std::memcpy(bytes, &pending, 8);
+    return bytes + ((held + 7) >> 3);
   }
 };
 

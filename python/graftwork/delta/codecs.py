@@ -170,7 +170,7 @@ class OrdinalRans:
     name = "ordrans"
 
     def encode(self, basis: memoryview, tuned: memoryview, words: Words, level: int) -> Parts:
-        """The payload; ``level`` 1 codes the chunk as one segment, 2 as segments of whatever size costs least."""
+        """The payload; ``level`` 1 codes the chunk as one segment, 2 halves segments for as long as that pays."""
         import torch
 
         from graftwork.ops.entropy_delta import encode_ordinal_rans
@@ -273,23 +273,26 @@ def attempts(effort: str, words: Words, nbytes: int) -> tuple[Attempt, ...]:
     """What to try on a chunk of ``nbytes`` bytes, in order; the smallest result is kept, the first of equals.
 
     ``fast`` does not entropy code. ``auto`` tries the planes only where the words have low bits that may have a
-    pattern (32 bits), or where there is nothing better; ``small`` tries everything.
+    pattern (32 bits), or where there is nothing better; ``small`` tries them wherever they have a chance.
     """
+    if nbytes <= _LEAST_PLANE * words.nbytes:
+        return ()
     planes = (Attempt("ordz", 1),)
     if effort == "fast" or nbytes < _SMALL_CHUNK or words.nbytes not in (2, 4):
         return planes if effort != "small" else (*planes, Attempt("ordz", 9))
     if not words.exponent_bits:
         return (Attempt("sparse", 1), *planes, *((Attempt("ordz", 9),) if effort == "small" else ()))
-    if effort == "auto":
-        coded = (Attempt("sparse", 1), Attempt("ordrans", 1))
-        return coded if words.nbytes == 2 else (*coded, *planes)
-    return (Attempt("sparse", 1), Attempt("ordrans", 2), *planes)
+    coded = (Attempt("sparse", 1), Attempt("ordrans", 2 if effort == "small" else 1))
+    small_or_wide = words.nbytes == 4 or (effort == "small" and nbytes < _MEDIUM_CHUNK)
+    return (*coded, *planes) if small_or_wide else coded
 
 
 EFFORTS = ("auto", "fast", "small")
 """Choices of a codec at the door; see `attempts`."""
 
-_SMALL_CHUNK = 512  # bytes: entropy coding has a header of about a hundred
+_LEAST_PLANE = 14  # bytes: the length of a plane's frame, and the shortest frame
+_SMALL_CHUNK = 512  # bytes: entropy coding has a header of about a hundred and fifty
+_MEDIUM_CHUNK = 1 << 16  # from here on that header is too small to matter
 
 FEW_CHANGES = 64
 """A sparse payload below one in so many bytes is taken at once by ``auto``: what is left to gain is little."""

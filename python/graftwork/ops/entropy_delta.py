@@ -43,7 +43,8 @@ def encode_ordinal_rans(base: Tensor, tuned: Tensor, segment: int | None = 1 << 
     base, tuned : Tensor
         float16, bfloat16 or float32; same shape, dtype and device. Views are copied.
     segment : int, optional
-        Words that are coded together, on their own: 2^16, 2^17, … 2^20. None: whichever makes the payload smallest.
+        Words that are coded together, on their own: 2^16, 2^17, … 2^20. None: 2^20, halved for as long as that costs
+        fewer bits.
 
     Returns
     -------

@@ -8,7 +8,6 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 import torch
@@ -292,18 +291,20 @@ def _decode_segment(base: Tensor, data: bytes) -> Tensor:
 
 
 def encode_ordinal_rans(base: Tensor, tuned: Tensor, log2_segment: int) -> Tensor:
-    """The payload of `tuned` against `base`; log2_segment 0 takes the segment size that costs least."""
+    """The payload of `tuned` against `base`; log2_segment 0: large segments, halved for as long as that pays."""
     base, tuned = base.reshape(-1), tuned.reshape(-1)
-    choices: Any = [log2_segment] if log2_segment else _segment_choices(base.numel())
-    if len(choices) > 1:
-        choices = [min(choices, key=lambda log2: (_cost(base, tuned, log2), -log2))]
-    pieces = zip(base.split(1 << choices[0]), tuned.split(1 << choices[0]), strict=True)
+    log2_segment = log2_segment or _cheapest_segment(base, tuned)
+    pieces = zip(base.split(1 << log2_segment), tuned.split(1 << log2_segment), strict=True)
     segments = [_encode_segment(b, t) for b, t in pieces] if base.numel() else []
-    return payload_tensor(join_frame(choices[0], segments), base)
+    return payload_tensor(join_frame(log2_segment, segments), base)
 
 
-def _segment_choices(numel: int) -> list[int]:
-    return [log2 for log2 in range(16, 21) if log2 == 16 or 1 << (log2 - 1) < numel]
+def _cheapest_segment(base: Tensor, tuned: Tensor) -> int:
+    best = max(log2 for log2 in range(16, 21) if log2 == 16 or 1 << (log2 - 1) < base.numel())
+    least = _cost(base, tuned, best) if best > 16 else 0
+    while best > 16 and (halved := _cost(base, tuned, best - 1)) < least:
+        best, least = best - 1, halved
+    return best
 
 
 def _cost(base: Tensor, tuned: Tensor, log2_segment: int) -> int:
