@@ -24,7 +24,7 @@ from tests.native import simt_program
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "bench" / "ptxas.json"
-PROGRAMS = ("ordinal_planes", "delta_stats")
+PROGRAMS = ("ordinal_planes", "delta_stats", "ordinal_rans")
 ARCHITECTURES = ("sm_80", "sm_90")
 SHARED_BYTES = {"sm_80": 164 * 1024, "sm_90": 228 * 1024}  # of a multiprocessor
 MAX_COST = 1.1  # of a kind of access, times its floor
@@ -42,6 +42,7 @@ SECTOR_REASONS = {
 #: Kernels whose shared-memory accesses may take more passes than MAX_COST allows, and why.
 BANK_REASONS = {
     r"delta_stats_kernel<\w+, \w+>": "histogram bins lie where the data puts them",
+    r"decode_ordinal_rans_kernel<\w+>": "the states of a warp's lanes choose cells and records at random",
 }
 #: Kernels that may spill or have a stack frame, and why.
 SPILL_REASONS: dict[str, str] = {}

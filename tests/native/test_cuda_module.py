@@ -19,12 +19,14 @@ def test_refused_arguments_are_value_errors() -> None:
         cuda.encode_ordinal_planes(0, 0, 0, 5, 3, True, 0)
     with pytest.raises(ValueError, match=r"^delta_stats: "):
         cuda.delta_stats(0, 0, 1, 9, 0, 0, 0, 0, 0)
+    with pytest.raises(ValueError, match=r"^decode_ordinal_rans: "):
+        cuda.decode_ordinal_rans(0, 0, 0, 0, 1, 17, 0, 0, 1, 0)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is present: the launch would succeed")
 def test_a_launch_without_a_gpu_is_a_runtime_error() -> None:
     with pytest.raises(RuntimeError, match=r"^decode_ordinal_planes: CUDA driver"):
-        cuda.decode_ordinal_planes(0, 0, 0, 5, 2, True, 0)
+        cuda.decode_ordinal_planes(0, 0, 0, 5, 2, True, False, 0)
 
 
 def test_workspace_holds_four_doubles_a_segment() -> None:

@@ -22,8 +22,10 @@ UCONTEXT = ("-DSIMT_UCONTEXT",)
 BUILDS = [
     ("ordinal_planes", ()),
     ("delta_stats", ()),
+    ("ordinal_rans", ()),
     ("ordinal_planes", SANITIZE),
     ("delta_stats", SANITIZE),
+    ("ordinal_rans", SANITIZE),
     ("shim", ()),
     ("shim", SANITIZE),
     ("shim", UCONTEXT),
@@ -50,7 +52,7 @@ def run(name: str, *arguments: str, flags: tuple[str, ...] = ()) -> subprocess.C
 
 
 @pytest.mark.parametrize("flags", [(), SANITIZE], ids=["plain", "sanitized"])
-@pytest.mark.parametrize("kernels", ["ordinal_planes", "delta_stats"])
+@pytest.mark.parametrize("kernels", ["ordinal_planes", "delta_stats", "ordinal_rans"])
 def test_kernels_are_right_under_every_schedule(kernels: str, flags: tuple[str, ...]) -> None:
     result = run(kernels, flags=flags)
     assert (result.returncode, result.stdout) == (0, "all checks hold\n"), result.stdout + result.stderr

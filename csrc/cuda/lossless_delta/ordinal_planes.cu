@@ -109,10 +109,11 @@ SIMT_DEVICE Vector codes_of(const Vector& base, const Vector& tuned) {
 }
 
 template <int kWordBytes, bool kFloat>
-SIMT_DEVICE Vector words_of(const Vector& base, const Vector& codes) {
-  return map_registers<kWordBytes>(base, codes, [](auto from, auto code) {
+SIMT_DEVICE Vector words_of(const Vector& base, const Vector& codes, bool reverse) {
+  return map_registers<kWordBytes>(base, codes, [reverse](auto from, auto code) {
     if constexpr (kFloat) from = ordinal<kWordBytes>(from);
-    auto position = add_lanes<kWordBytes>(from, from_zigzag<kWordBytes>(code));
+    const auto moved = from_zigzag<kWordBytes>(code);
+    auto position = reverse ? subtract_lanes<kWordBytes>(from, moved) : add_lanes<kWordBytes>(from, moved);
     if constexpr (kFloat) position = from_ordinal<kWordBytes>(position);
     return position;
   });
@@ -166,7 +167,8 @@ __global__ void __launch_bounds__(kThreads)
 
 template <int kWordBytes, bool kFloat, bool kVector>
 __global__ void __launch_bounds__(kThreads)
-    decode_ordinal_planes_kernel(const uint8_t* base, const uint8_t* planes, uint8_t* tuned, int64_t numel) {
+    decode_ordinal_planes_kernel(const uint8_t* base, const uint8_t* planes, uint8_t* tuned, int64_t numel,
+                                 bool reverse) {
   using Shape = Layout<kWordBytes, kVector>;
   using Words = typename Shape::Words;
   using Bytes = typename Shape::Bytes;
@@ -180,7 +182,7 @@ __global__ void __launch_bounds__(kThreads)
   };
   for_each_unit<Shape>(numel, load, [=](const VectorPair& words, int64_t unit) {
     const Vector codes = transpose_bytes<kWordBytes, Shape::kCount>(words.second);
-    const Vector result = words_of<kWordBytes, kFloat>(words.first, codes);
+    const Vector result = words_of<kWordBytes, kFloat>(words.first, codes, reverse);
     simt::store_global(reinterpret_cast<Words*>(tuned) + unit, unit_of<Words>(result, 0));
   });
 }
@@ -241,12 +243,12 @@ int encode_ordinal_planes(const void* base, const void* tuned, uint8_t* planes, 
 }
 
 int decode_ordinal_planes(const void* base, const uint8_t* planes, void* tuned, int64_t numel, int word_bytes,
-                          bool is_float, void* stream) {
+                          bool is_float, bool reverse, void* stream) {
   return dispatch(
       base, tuned, planes, numel, word_bytes, is_float, [=](auto kind, auto path, int64_t blocks) {
         constexpr auto kernel = decode_ordinal_planes_kernel<kind.word_bytes, kind.is_float, path.vector>;
         return simt::launch<kernel>(blocks, kThreads, 0, stream, static_cast<const uint8_t*>(base), planes,
-                                    static_cast<uint8_t*>(tuned), numel);
+                                    static_cast<uint8_t*>(tuned), numel, reverse);
       });
 }
 

@@ -9,6 +9,8 @@
 
 namespace graftwork::cuda {
 
+// reverse: takes the differences away instead of adding them, which gives `base` for `tuned`.
+//
 // Both queue their work on `stream` and return a CUDA error code: kInvalidArgument unless word_bytes is 1, 2,
 // 4 or 8. No output may overlap an input. Fastest when base and tuned lie on 16 bytes, planes on 16 /
 // word_bytes bytes, and 16 / word_bytes divides numel.
@@ -16,6 +18,6 @@ int encode_ordinal_planes(const void* base, const void* tuned, uint8_t* planes, 
                           bool is_float, void* stream);
 
 int decode_ordinal_planes(const void* base, const uint8_t* planes, void* tuned, int64_t numel, int word_bytes,
-                          bool is_float, void* stream);
+                          bool is_float, bool reverse, void* stream);
 
 }  // namespace graftwork::cuda

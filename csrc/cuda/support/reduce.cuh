@@ -30,6 +30,17 @@ SIMT_DEVICE T warp_reduce(T value) {
   return value;
 }
 
+// The sum of the values of this lane and of those before it.
+SIMT_DEVICE uint32_t sum_up_to_lane(uint32_t value) {
+  const unsigned lane = threadIdx.x % kWarp;
+#pragma unroll
+  for (unsigned offset = 1; offset < kWarp; offset *= 2) {
+    const uint32_t before = __shfl_up_sync(kWholeWarp, value, offset);
+    if (lane >= offset) value += before;
+  }
+  return value;
+}
+
 // Words of shared memory, 8 bytes each, that block_reduce needs.
 template <class T, int kThreads>
 constexpr int kReduceWords = kThreads / kWarp * static_cast<int>(sizeof(T) / 8);

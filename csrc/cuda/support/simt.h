@@ -9,16 +9,17 @@
 // A kernel
 //   - is launched by launch<kernel>(blocks, threads, shared_bytes, stream, arguments...), never by <<<>>>;
 //   - reaches memory through load_global, store_global, add_global, load_shared, store_shared, add_shared;
-//   - has shared memory only from dynamic_shared<T>();
-//   - may use threadIdx, blockIdx, blockDim, gridDim, __syncthreads, __syncwarp, __shfl_sync, __shfl_xor_sync,
-//     __shfl_down_sync, __ballot_sync and __match_any_sync; no cooperative groups, no inline PTX.
+//   - has shared memory only from dynamic_shared<T>(); - may use threadIdx, blockIdx, blockDim, gridDim,
+//   __syncthreads, __syncwarp, __shfl_sync, __shfl_xor_sync,
+//     __shfl_up_sync, __shfl_down_sync, __ballot_sync, __match_any_sync and __reduce_add_sync; no
+//     cooperative groups, no inline PTX.
 //
 // What the host world cannot show: time, occupancy, tensor cores, cp.async, TMA, clusters, grid-wide
-// barriers. Blocks run one after another (settings.reverse_blocks turns their order round), so races between
-// blocks and missing device-scope fences stay hidden, and atomics happen in one order of many. Lanes of a
-// warp are switched at barriers and warp collectives only. A thread that has returned never arrives at a
-// barrier, which is stricter than the hardware since Volta. Local arrays never spill; the register gate
-// (bench/ptxas.py) looks after that.
+// barriers. Blocks run one after another (settings.reverse_blocks turns their order round), so races
+// between blocks and missing device-scope fences stay hidden, and atomics happen in one order of many.
+// Lanes of a warp are switched at barriers and warp collectives only. A thread that has returned never
+// arrives at a barrier, which is stricter than the hardware since Volta. Local arrays never spill; the
+// register gate (bench/ptxas.py) looks after that.
 #pragma once
 
 #include <cstddef>
@@ -136,6 +137,12 @@ SIMT_DEVICE uint32_t permute_bytes(uint32_t low, uint32_t high, uint32_t selecto
 }
 
 SIMT_DEVICE int bit_length(uint32_t value) { return 32 - __clz(static_cast<int>(value)); }
+
+SIMT_DEVICE int bit_count(uint32_t value) { return __popc(value); }
+
+SIMT_DEVICE uint32_t funnel_right(uint32_t low, uint32_t high, uint32_t shift) {
+  return __funnelshift_r(low, high, shift);
+}
 
 }  // namespace graftwork::simt
 

@@ -26,6 +26,12 @@ T __shfl_xor_sync(unsigned mask, T value, int offset) {
 }
 
 template <class T>
+T __shfl_up_sync(unsigned mask, T value, unsigned offset) {
+  const unsigned lane = graftwork::simt::block->current->linear % 32;
+  return graftwork::simt::shuffle(mask, value, lane >= offset ? lane - offset : lane);
+}
+
+template <class T>
 T __shfl_down_sync(unsigned mask, T value, unsigned offset) {
   const unsigned lane = graftwork::simt::block->current->linear % 32;
   return graftwork::simt::shuffle(mask, value, lane + offset < 32 ? lane + offset : lane);
@@ -52,6 +58,15 @@ unsigned __match_any_sync(unsigned mask, T value) {
   std::memcpy(&mine, &value, sizeof value);
   return graftwork::simt::collective(mask, value, [mask, mine](const uint64_t* deposits) {
     return graftwork_lanes_where(mask, deposits, [mine](uint64_t deposit) { return deposit == mine; });
+  });
+}
+
+inline unsigned __reduce_add_sync(unsigned mask, unsigned value) {
+  return graftwork::simt::collective(mask, value, [mask](const uint64_t* deposits) {
+    unsigned sum = 0;
+    for (unsigned lane = 0; lane < 32; ++lane)
+      if (mask >> lane & 1) sum += static_cast<unsigned>(deposits[lane]);
+    return sum;
   });
 }
 
@@ -165,5 +180,12 @@ inline uint32_t permute_bytes(uint32_t low, uint32_t high, uint32_t selector) {
 }
 
 inline int bit_length(uint32_t value) { return value == 0 ? 0 : 32 - __builtin_clz(value); }
+
+inline int bit_count(uint32_t value) { return __builtin_popcount(value); }
+
+// The low half of (high:low) >> (shift & 31).
+inline uint32_t funnel_right(uint32_t low, uint32_t high, uint32_t shift) {
+  return static_cast<uint32_t>((static_cast<uint64_t>(high) << 32 | low) >> (shift & 31));
+}
 
 }  // namespace graftwork::simt

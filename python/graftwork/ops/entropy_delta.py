@@ -4,8 +4,8 @@ Two codes of the same ordinal difference (:func:`graftwork.ops.lossless_delta.en
 every word, its class in the context of the base's exponent and of how much the words before it changed; sparse_delta
 codes only the words that differ, and is applied in place.
 
-GPU: CUDA, a segment a warp; rANS needs ballots and irregular loads that Triton does not have. sparse_delta has no
-GPU code: its payloads are small, and what it touches is too little to keep a GPU busy.
+GPU: decode_ordinal_rans is CUDA, a segment a warp; rANS needs ballots and irregular loads that Triton does not have.
+What encodes, and sparse_delta, run on copies on the host. For a GPU code with segments of 2^16 words: a warp each.
 
 None is differentiable.
 """
@@ -13,6 +13,8 @@ None is differentiable.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -267,6 +269,35 @@ def _decode_rans(base: Tensor, payload: Tensor, tuned: Tensor) -> None:
     reference.refuse_if("decode_ordinal_rans", bool(malformed))
 
 
+def _parse_segments(payload: Tensor, numel: int, form: int) -> tuple[Tensor, int]:
+    """The segments of a payload as the kernel takes them, on the host, and the most tables that one has."""
+    cuda, nbytes = _native.load("_cuda"), payload.numel()
+    frame = payload[:4].cpu()
+    count = cuda.rans_segment_count(frame.data_ptr(), nbytes, numel)
+    reference.refuse_if("decode_ordinal_rans", count < 0)
+    frame = payload[: 4 + 4 * count].cpu()
+    lengths = frame[4:].view(torch.int32).long() & 0xFFFFFFFF
+    places = (frame.numel() + lengths.cumsum(0) - lengths)[:, None] + torch.arange(cuda.rans_head_bytes)
+    heads = payload[places.clamp_(max=nbytes - 1).to(payload.device)].cpu()
+    segments = torch.empty(count, cuda.rans_segment_bytes, dtype=torch.uint8)
+    pointers = frame.data_ptr(), heads.data_ptr()
+    tables = cuda.parse_rans_segments(*pointers, nbytes, numel, form, segments.data_ptr())
+    reference.refuse_if("decode_ordinal_rans", tables < 0)
+    return segments, tables
+
+
+def _decode_rans_cuda(base: Tensor, payload: Tensor, tuned: Tensor) -> None:
+    base, payload = _native.packed(base), _native.packed(payload)
+    _native.check_output("decode_ordinal_rans", "tuned", tuned, base=base, payload=payload)
+    form = FORMATS.index(base.dtype)
+    segments, tables = _parse_segments(payload, base.numel(), form)
+    status = torch.zeros(len(segments), dtype=torch.int32, device=base.device)
+    on_device = segments.to(base.device)
+    arguments = base, payload, payload.numel(), on_device, len(segments), tables, tuned, status, form
+    _native.call("decode_ordinal_rans", *arguments, like=base)
+    reference.refuse_if("decode_ordinal_rans", bool(status.any()))
+
+
 def _encode_sparse(base: Tensor, tuned: Tensor, max_changes: int) -> Tensor:
     base, tuned = _native.packed(base), _native.packed(tuned)
     core, numel, threads = _native.load("_core"), base.numel(), _native.threads_for(base.numel())
@@ -290,6 +321,23 @@ def _apply_sparse(words: Tensor, payload: Tensor, reverse: bool) -> None:
     reference.refuse_if("apply_sparse_delta_", bool(malformed))
 
 
+def _by_way_of_the_host(run: Callable[..., Any]) -> Callable[..., Any]:
+    """What has no GPU code yet: the same on copies, faster than the reference."""
+
+    def copied(*arguments: Any) -> Any:
+        device = arguments[0].device
+        result = run(*(a.cpu() if isinstance(a, Tensor) else a for a in arguments))
+        return result.to(device)
+
+    return copied
+
+
+def _apply_sparse_cuda(words: Tensor, payload: Tensor, reverse: bool) -> None:
+    copy = words.cpu()
+    _apply_sparse(copy, payload.cpu(), reverse)
+    words.copy_(copy)
+
+
 def _new_payload(base: Tensor, tuned: Tensor, option: int) -> Tensor:
     return base.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.uint8)
 
@@ -300,7 +348,7 @@ _native.register(
     reference=reference.encode_ordinal_rans,
     fake=_new_payload,
     cpu=_native.Route("_core", FORMATS, _encode_rans),
-    cuda=_native.Route("_cuda", (), _encode_rans),
+    cuda=_native.Route("_core", FORMATS, _by_way_of_the_host(_encode_rans)),
 )
 _native.register(
     "decode_ordinal_rans",
@@ -308,7 +356,7 @@ _native.register(
     reference=reference.decode_ordinal_rans,
     fake=lambda base, payload, tuned: None,
     cpu=_native.Route("_core", FORMATS, _decode_rans),
-    cuda=_native.Route("_cuda", (), _decode_rans),
+    cuda=_native.Route("_cuda", FORMATS, _decode_rans_cuda),
 )
 _native.register(
     "encode_sparse_delta",
@@ -316,7 +364,7 @@ _native.register(
     reference=sparse_reference.encode_sparse_delta,
     fake=_new_payload,
     cpu=_native.Route("_core", SPARSE_DTYPES, _encode_sparse),
-    cuda=_native.Route("_cuda", (), _encode_sparse),
+    cuda=_native.Route("_core", SPARSE_DTYPES, _by_way_of_the_host(_encode_sparse)),
 )
 _native.register(
     "apply_sparse_delta",
@@ -324,5 +372,5 @@ _native.register(
     reference=sparse_reference.apply_sparse_delta,
     fake=lambda words, payload, reverse: None,
     cpu=_native.Route("_core", SPARSE_DTYPES, _apply_sparse),
-    cuda=_native.Route("_cuda", (), _apply_sparse),
+    cuda=_native.Route("_core", SPARSE_DTYPES, _apply_sparse_cuda),
 )

@@ -20,7 +20,12 @@ Written by `make docs`.
 | operation | device | native code | dtypes |
 |---|---|---|---|
 """
-_IMPLEMENTATION = {"_core": "C++", "_cuda": "CUDA"}
+
+
+def _implementation(device: str, module: str) -> str:
+    if module == "_core":
+        return "C++" if device == "cpu" else "C++, on copies on the host"
+    return "CUDA" if module == "_cuda" else "Triton"
 
 
 def markdown() -> str:
@@ -29,7 +34,7 @@ def markdown() -> str:
         if not module.name.startswith("_") and module.name != "table":
             importlib.import_module(f"graftwork.ops.{module.name}")
     rows = [
-        f"| `{name}` | {device} | {_IMPLEMENTATION.get(route.module, 'Triton')} | {dtype_names(route.dtypes)} |\n"
+        f"| `{name}` | {device} | {_implementation(device, route.module)} | {dtype_names(route.dtypes)} |\n"
         for name, routes in sorted(NATIVE.items())
         for device, route in routes.items()
     ]

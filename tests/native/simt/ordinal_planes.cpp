@@ -43,14 +43,19 @@ void check_case(const Case& of, int64_t numel, size_t offset) {
                              ", " + std::to_string(numel) + " elements, offset " + std::to_string(offset) +
                              ", " + schedule;
     const Buffer planes(wanted.size(), offset != 0), restored(tuned_bytes.size(), offset);
+    const Buffer before(tuned_bytes.size(), offset);
     check(graftwork::cuda::encode_ordinal_planes(base.data(), tuned.data(), planes.data(), numel,
                                                  of.word_bytes, of.is_float, nullptr) == 0,
           "encode starts: " + what);
     check(planes.content() == wanted, "planes: " + what);
     check(graftwork::cuda::decode_ordinal_planes(base.data(), planes.data(), restored.data(), numel,
-                                                 of.word_bytes, of.is_float, nullptr) == 0,
+                                                 of.word_bytes, of.is_float, false, nullptr) == 0,
           "decode starts: " + what);
     check(restored.content() == tuned_bytes, "restored words: " + what);
+    check(graftwork::cuda::decode_ordinal_planes(tuned.data(), planes.data(), before.data(), numel,
+                                                 of.word_bytes, of.is_float, true, nullptr) == 0,
+          "reverse decode starts: " + what);
+    check(before.content() == base.content(), "the base's words: " + what);
   });
 }
 
@@ -75,7 +80,7 @@ void count_all() {
       graftwork::cuda::encode_ordinal_planes(base.data(), tuned.data(), planes.data(), numel, of.word_bytes,
                                              of.is_float, nullptr);
       graftwork::cuda::decode_ordinal_planes(base.data(), planes.data(), restored.data(), numel,
-                                             of.word_bytes, of.is_float, nullptr);
+                                             of.word_bytes, of.is_float, false, nullptr);
     }
 }
 

@@ -92,13 +92,15 @@ __global__ void read_stale(unsigned* out) {
 // Every collective of the dialect, on values whose answers a line of arithmetic gives.
 __global__ void collect(unsigned* out) {
   const unsigned lane = threadIdx.x % 32, all = 0xffffffffu;
-  unsigned* const mine = out + 6 * threadIdx.x;
+  unsigned* const mine = out + 8 * threadIdx.x;
   simt::store_global(mine + 0, __shfl_sync(all, threadIdx.x, 3));
   simt::store_global(mine + 1, __shfl_xor_sync(all, threadIdx.x, 16));
   simt::store_global(mine + 2, __shfl_down_sync(all, threadIdx.x, 8));
   simt::store_global(mine + 3, __ballot_sync(all, lane % 3 == 0));
   simt::store_global(mine + 4, __match_any_sync(all, lane / 4));
   __syncwarp();
+  simt::store_global(mine + 6, __shfl_up_sync(all, threadIdx.x, 8));
+  simt::store_global(mine + 7, __reduce_add_sync(all, threadIdx.x));
   simt::store_global(mine + 5, lane < 16 ? __ballot_sync(0xffffu, 1) : __ballot_sync(0xffff0000u, lane > 20));
 }
 
@@ -107,16 +109,17 @@ void run_collect() {
   unsigned third = 0;
   for (unsigned lane = 0; lane < 32; lane += 3) third |= 1u << lane;
   harness::under_each_schedule([&](const std::string& schedule) {
-    const Buffer out(6 * kThreads * sizeof(unsigned));
+    const Buffer out(8 * kThreads * sizeof(unsigned));
     simt::launch<collect>(1, kThreads, 0, nullptr, out.as<unsigned>());
     for (unsigned k = 0; k < kThreads; ++k) {
       const unsigned lane = k % 32;
       const unsigned wanted[] = {k - lane + 3,          k ^ 16,
                                  lane < 24 ? k + 8 : k, third,
-                                 0xfu << lane / 4 * 4,  lane < 16 ? 0xffffu : 0xffe00000u};
-      for (int of = 0; of < 6; ++of)
+                                 0xfu << lane / 4 * 4,  lane < 16 ? 0xffffu : 0xffe00000u,
+                                 lane < 8 ? k : k - 8,  32 * (k - lane) + 31 * 16};
+      for (int of = 0; of < 8; ++of)
         harness::check(
-            out.as<unsigned>()[6 * k + of] == wanted[of],
+            out.as<unsigned>()[8 * k + of] == wanted[of],
             "collective " + std::to_string(of) + " of thread " + std::to_string(k) + ", " + schedule);
     }
   });
