@@ -1,8 +1,6 @@
 #include "bind/core.h"
 #include "core/lossless_delta/delta_stats.h"
 #include "core/lossless_delta/ordinal_planes.h"
-#include "core/lossless_delta/ordinal_rans.h"
-#include "core/lossless_delta/sparse_delta.h"
 #include "core/lossless_delta/update_survival.h"
 
 namespace graftwork {
@@ -10,14 +8,6 @@ namespace graftwork {
 void bind_lossless_delta(pybind11::module_& module) {
   bind<encode_ordinal_planes>(module, "encode_ordinal_planes");
   bind<decode_ordinal_planes>(module, "decode_ordinal_planes");
-  bind<encode_ordinal_rans>(module, "encode_ordinal_rans");
-  bind<decode_ordinal_rans>(module, "decode_ordinal_rans");
-  module.def("ordinal_rans_payload_bound", &ordinal_rans_payload_bound);
-  module.def("ordinal_rans_workspace_bytes", &ordinal_rans_workspace_bytes);
-  bind<encode_sparse_delta>(module, "encode_sparse_delta");
-  bind<apply_sparse_delta>(module, "apply_sparse_delta");
-  module.def("sparse_delta_payload_bound", &sparse_delta_payload_bound);
-  module.def("sparse_delta_workspace_bytes", &sparse_delta_workspace_bytes);
   bind<delta_stats>(module, "delta_stats");
   bind<update_survival>(module, "update_survival");
 }

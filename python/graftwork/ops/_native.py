@@ -140,12 +140,17 @@ def threads_for(numel: int) -> int:
 
 def call(name: str, *arguments: Any, like: Tensor) -> None:
     """Call the native function of the device of `like`: tensors as pointers; then threads (CPU) or the stream (CUDA)."""
-    values = [argument.data_ptr() if isinstance(argument, Tensor) else argument for argument in arguments]
     if like.device.type == "cpu":
-        getattr(load("_core"), name)(*values, threads_for(like.numel()))
+        query("_core", name, *arguments, threads_for(like.numel()))
         return
     with torch.cuda.device(like.device):
-        getattr(load("_cuda"), name)(*values, torch.cuda.current_stream().cuda_stream)
+        query("_cuda", name, *arguments, torch.cuda.current_stream().cuda_stream)
+
+
+def query(module: str, name: str, *arguments: Any) -> Any:
+    """What a function of a native module returns; tensors are passed as pointers."""
+    values = [argument.data_ptr() if isinstance(argument, Tensor) else argument for argument in arguments]
+    return getattr(load(module), name)(*values)
 
 
 def cuda_workspace(name: str, *sizes: int, like: Tensor) -> Tensor:

@@ -273,15 +273,14 @@ def _parse_segments(payload: Tensor, numel: int, form: int) -> tuple[Tensor, int
     """The segments of a payload as the kernel takes them, on the host, and the most tables that one has."""
     cuda, nbytes = _native.load("_cuda"), payload.numel()
     frame = payload[:4].cpu()
-    count = cuda.rans_segment_count(frame.data_ptr(), nbytes, numel)
+    count = _native.query("_cuda", "rans_segment_count", frame, nbytes, numel)
     reference.refuse_if("decode_ordinal_rans", count < 0)
     frame = payload[: 4 + 4 * count].cpu()
     lengths = frame[4:].view(torch.int32).long() & 0xFFFFFFFF
     places = (frame.numel() + lengths.cumsum(0) - lengths)[:, None] + torch.arange(cuda.rans_head_bytes)
     heads = payload[places.clamp_(max=nbytes - 1).to(payload.device)].cpu()
     segments = torch.empty(count, cuda.rans_segment_bytes, dtype=torch.uint8)
-    pointers = frame.data_ptr(), heads.data_ptr()
-    tables = cuda.parse_rans_segments(*pointers, nbytes, numel, form, segments.data_ptr())
+    tables = _native.query("_cuda", "parse_rans_segments", frame, heads, nbytes, numel, form, segments)
     reference.refuse_if("decode_ordinal_rans", tables < 0)
     return segments, tables
 

@@ -1,8 +1,8 @@
 // decode_ordinal_rans on the host: against the words that a writer by the definition took, and on malformed
 // payloads against the verdict of a decoder by the definition. So too the parser that comes before it.
-#include "cuda/lossless_delta/ordinal_rans.cu"
+#include "cuda/entropy_delta/ordinal_rans.cu"
 
-#include "cuda/lossless_delta/rans_segments.cpp"
+#include "cuda/entropy_delta/rans_segments.cpp"
 
 #include "harness.h"
 #include "ordinal_rans_scalar.h"

@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-#include "cuda/lossless_delta/ordinal_rans.cuh"
+#include "cuda/entropy_delta/ordinal_rans.cuh"
 
 namespace ordrans {
 

@@ -2,7 +2,7 @@
 // level, table, next state; all else overlaps with it.
 #pragma once
 
-#include "core/lossless_delta/ordinal_rans.inl"
+#include "core/entropy_delta/ordinal_rans.inl"
 #include "core/support/lanes16.h"
 
 #ifdef GRAFTWORK_HAS_LANES16

@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <cstring>
 
-#include "core/lossless_delta/rans_model.inl"
-#include "core/lossless_delta/segment_frame.inl"
+#include "core/entropy_delta/rans_model.inl"
+#include "core/entropy_delta/segment_frame.inl"
 #include "core/support/numeric.h"
 
 namespace graftwork::GRAFTWORK_LEVEL {

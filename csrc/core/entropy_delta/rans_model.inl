@@ -5,8 +5,8 @@
 #include <cstdint>
 #include <cstring>
 
-#include "core/lossless_delta/rans_model.h"
-#include "core/lossless_delta/rans_table.inl"
+#include "core/entropy_delta/rans_model.h"
+#include "core/entropy_delta/rans_table.inl"
 
 namespace graftwork::GRAFTWORK_LEVEL {
 

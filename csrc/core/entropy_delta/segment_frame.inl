@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "core/lossless_delta/rans_model.h"
+#include "core/entropy_delta/rans_model.h"
 #include "core/support/parallel.h"
 
 namespace graftwork::GRAFTWORK_LEVEL {

@@ -1,9 +1,9 @@
-#include "core/lossless_delta/ordinal_rans.h"
+#include "core/entropy_delta/ordinal_rans.h"
 
 #include <stdexcept>
 
-#include "core/lossless_delta/ordinal_rans.inl"
-#include "core/lossless_delta/ordinal_rans_lanes.inl"
+#include "core/entropy_delta/ordinal_rans.inl"
+#include "core/entropy_delta/ordinal_rans_lanes.inl"
 #include "core/support/isa.h"
 #include "core/support/parallel.h"
 

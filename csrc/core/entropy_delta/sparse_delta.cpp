@@ -1,8 +1,8 @@
-#include "core/lossless_delta/sparse_delta.h"
+#include "core/entropy_delta/sparse_delta.h"
 
 #include <stdexcept>
 
-#include "core/lossless_delta/sparse_delta.inl"
+#include "core/entropy_delta/sparse_delta.inl"
 #include "core/support/isa.h"
 #include "core/support/parallel.h"
 

@@ -20,9 +20,9 @@
 //   Raw bits. Two groups share a prefix sum of lengths, 16 bits each.
 //
 // A block is one warp, so that the device balances segments of different cost.
-#include "cuda/lossless_delta/ordinal_rans.cuh"
+#include "cuda/entropy_delta/ordinal_rans.cuh"
 
-#include "cuda/lossless_delta/payload_ring.cuh"
+#include "cuda/entropy_delta/payload_ring.cuh"
 #include "cuda/support/device.cuh"
 #include "cuda/support/numeric.cuh"
 #include "cuda/support/reduce.cuh"

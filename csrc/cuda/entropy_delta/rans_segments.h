@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "core/lossless_delta/rans_model.h"
+#include "core/entropy_delta/rans_model.h"
 #include "core/support/weight_format.h"
 
 namespace graftwork::cuda {

@@ -1,11 +1,11 @@
 // Restores a fine-tune from its base and an entropy-coded difference (the bitstream of
-// core/lossless_delta/ordinal_rans.h), on the GPU: decoding and adding to the base are one pass.
+// core/entropy_delta/ordinal_rans.h), on the GPU: decoding and adding to the base are one pass.
 #pragma once
 
 #include <cstdint>
 
 #include "core/support/weight_format.h"
-#include "cuda/lossless_delta/rans_segments.h"
+#include "cuda/entropy_delta/rans_segments.h"
 
 namespace graftwork::cuda {
 

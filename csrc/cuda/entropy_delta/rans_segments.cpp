@@ -1,10 +1,10 @@
 #define GRAFTWORK_LEVEL host  // the core's parser for this module, which does not link the core
-#include "cuda/lossless_delta/rans_segments.h"
+#include "cuda/entropy_delta/rans_segments.h"
 
 #include <algorithm>
 
-#include "core/lossless_delta/rans_model.inl"
-#include "core/lossless_delta/segment_frame.inl"
+#include "core/entropy_delta/rans_model.inl"
+#include "core/entropy_delta/segment_frame.inl"
 
 namespace graftwork::cuda {
 

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "core/lossless_delta/rans_model.h"
+#include "core/entropy_delta/rans_model.h"
 
 namespace graftwork::GRAFTWORK_LEVEL {
 
@@ -44,7 +44,10 @@ struct BitReader {
   uint32_t get(int count) {  // count <= 32
     uint64_t word = 0;
     const int64_t byte = at >> 3, left = size - byte;
-    if (left > 0) std::memcpy(&word, bytes + byte, left < 8 ? static_cast<size_t>(left) : 8);
+    if (left >= 8)
+      std::memcpy(&word, bytes + byte, 8);
+    else if (left > 0)
+      std::memcpy(&word, bytes + byte, static_cast<size_t>(left));
     word >>= at & 7;
     at += count;
     return static_cast<uint32_t>(word & ((uint64_t{1} << count) - 1));

@@ -5,9 +5,10 @@
 #include <cstdint>
 #include <cstring>
 
-#include "core/lossless_delta/rans_table.inl"
-#include "core/lossless_delta/segment_frame.inl"
+#include "core/entropy_delta/rans_table.inl"
+#include "core/entropy_delta/segment_frame.inl"
 #include "core/support/numeric.h"
+#include "core/support/unequal.h"
 
 namespace graftwork::GRAFTWORK_LEVEL {
 
@@ -35,26 +36,26 @@ inline int class_symbol(Word difference) {
   return kWordBits<Word> + (sign ? -length : length);
 }
 
-// The changes of a segment, or -1 if there are more than `most`. Sixteen words at a time are compared at once.
+// The changes of a segment, or -1 if there are more than `most`.
 template <class Word, bool is_float>
 int64_t find_changes(const Word* base, const Word* tuned, int64_t count, int64_t most, Change* changes) {
-  constexpr int kBlock = 64;
   int64_t found = 0, last = -1;
-  for (int64_t begin = 0; begin < count; begin += kBlock) {
-    const int64_t end = begin + kBlock < count ? begin + kBlock : count;
-    if (end - begin == kBlock) {
-      Word any = 0;
-      for (int i = 0; i < kBlock; ++i) any |= static_cast<Word>(base[begin + i] ^ tuned[begin + i]);
-      if (any == 0) continue;
-    }
-    for (int64_t i = begin; i < end; ++i) {
-      if (base[i] == tuned[i]) continue;
-      if (found == most) return -1;
-      const Word difference = static_cast<Word>(sparse_position<Word, is_float>(tuned[i]) -
-                                                sparse_position<Word, is_float>(base[i]));
-      changes[found++] = {static_cast<uint32_t>(i - last), difference};
-      last = i;
-    }
+  const auto add = [&](int64_t i) {
+    const Word difference = static_cast<Word>(sparse_position<Word, is_float>(tuned[i]) -
+                                              sparse_position<Word, is_float>(base[i]));
+    changes[found++] = {static_cast<uint32_t>(i - last), difference};
+    last = i;
+  };
+  int64_t begin = 0;
+  for (; begin + 64 <= count; begin += 64) {
+    uint64_t unequal = unequal_words(base + begin, tuned + begin);
+    if (found + __builtin_popcountll(unequal) > most) return -1;
+    for (; unequal != 0; unequal &= unequal - 1) add(begin + __builtin_ctzll(unequal));
+  }
+  for (; begin < count; ++begin) {
+    if (base[begin] == tuned[begin]) continue;
+    if (found == most) return -1;
+    add(begin);
   }
   return found;
 }
