@@ -1,4 +1,4 @@
-"""Checkpoint pairs to measure the store on: synthetic fine-tunes, large sharded ones, the demo's real ones."""
+"""Checkpoint pairs to measure the store on: synthetic fine-tunes, large sharded ones, and real ones."""
 
 from __future__ import annotations
 
@@ -14,8 +14,12 @@ import torch
 from safetensors.torch import save_file
 
 from bench.machine import ROOT
+from bench.updates import UPDATES
 
 DEMO_OUTPUT = ROOT / "demo" / "output"
+SMOLLM2_TUNED = ROOT / "examples" / "output" / "stdlib-source"
+BASE_ROWS = {False: 32768, True: 2048}  # of the synthetic base's embedding, by `quick`
+SMOLLM2_CASE = "real: SmolLM2, bfloat16"
 
 
 @dataclass(frozen=True)
@@ -57,10 +61,9 @@ def work_folder(parent: Path | None) -> Iterator[Path]:
 def synthetic_cases(folder: Path, *, quick: bool) -> Iterator[Case]:
     """Fine-tunes of one N(0, 0.02^2) bf16 base of 268 MB (quick: 17 MB); each replaces the one before it.
 
-    Gaussian updates stand for full fine-tunes of three strengths, words moved by one ulp for a step of
-    reinforcement learning.
+    Each is one of the ``UPDATES``.
     """
-    rows = 2048 if quick else 32768
+    rows = BASE_ROWS[quick]
     shapes = {"embed_tokens.weight": (rows, 1024)}
     shapes |= {f"layers.{index}.mlp.weight": (rows // 8, 1024) for index in range(24)}
     generator = torch.Generator().manual_seed(0)
@@ -68,19 +71,33 @@ def synthetic_cases(folder: Path, *, quick: bool) -> Iterator[Case]:
         name: torch.randn(shape, generator=generator).mul_(0.02).bfloat16() for name, shape in shapes.items()
     }
     base = _write(folder / "base", weights)
-    for sigma in ("5e-5", "2e-4", "1e-3"):
-        tuned = {name: _nudged(weight, float(sigma), generator) for name, weight in weights.items()}
-        yield Case(f"gaussian {sigma}", "bfloat16", base, _write(folder / "tuned", tuned))
-    tuned = {name: _stepped(weight, 0.01, generator) for name, weight in weights.items()}
-    yield Case("1% of words by 1 ulp", "bfloat16", base, _write(folder / "tuned", tuned))
+    for name, update in UPDATES.items():
+        tuned = {key: update(weight, generator) for key, weight in weights.items()}
+        yield Case(name, "bfloat16", base, _write(folder / "tuned", tuned))
 
 
-def real_cases(output: Path = DEMO_OUTPUT) -> Iterator[Case]:
-    """The demo's fine-tunes beside their bases, once it has run: ``<output>/<precision>/{base,<name>}``."""
+def real_cases(output: Path = DEMO_OUTPUT, smollm2_tuned: Path = SMOLLM2_TUNED) -> Iterator[Case]:
+    """The fine-tunes that the demo and the example have left, beside their bases; nothing where they have not run.
+
+    The demo's are in ``<output>/<precision>/{base,<name>}``; the example's is one folder, its base in the cache.
+    """
     for base in sorted(output.glob("*/base")):
         for tuned in sorted(path for path in base.parent.iterdir() if path != base):
             if (tuned / "model.safetensors").is_file():
                 yield Case(f"real: {tuned.name}, {base.parent.name}", base.parent.name, base, tuned)
+    if (smollm2_tuned / "model.safetensors").is_file() and (found := smollm2_folder()):
+        yield Case(SMOLLM2_CASE, "bfloat16", found, smollm2_tuned)
+
+
+def smollm2_folder() -> Path | None:
+    """SmolLM2 in bf16, or None where it is not installed."""
+    from bench.models import smollm2
+    from graftwork.errors import MissingExtra
+
+    try:
+        return smollm2("bfloat16")
+    except MissingExtra:
+        return None
 
 
 def write_small_pair(folder: Path) -> tuple[Path, Path]:
@@ -111,16 +128,6 @@ def write_sharded_pair(folder: Path, *, shards: int, tensors_per_shard: int, num
         text = json.dumps(index, indent=2)
         (folder / side / "model.safetensors.index.json").write_text(text, encoding="utf-8")
     return folder / "base", folder / "tuned"
-
-
-def _nudged(base: torch.Tensor, sigma: float, generator: torch.Generator) -> torch.Tensor:
-    return torch.randn(base.shape, generator=generator).mul_(sigma).add_(base).bfloat16()
-
-
-def _stepped(base: torch.Tensor, share: float, generator: torch.Generator) -> torch.Tensor:
-    moved = torch.rand(base.shape, generator=generator) < share
-    steps = torch.randint(0, 2, base.shape, generator=generator, dtype=torch.int16).mul_(2).sub_(1)
-    return (base.view(torch.int16) + steps * moved).view(torch.bfloat16)
 
 
 def _write(folder: Path, tensors: dict[str, torch.Tensor]) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import filecmp
 import select
+import shutil
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from bench.machine import ROOT, core_count
 from bench.record import Measurement, Options, Row, Target
 
 TESTS = ("tests/store",)
+CODECS = ("auto", "small")
 ALLOWANCE_MB = 300
 NOTES = [
     "RssAnon of a fresh process, read from outside every 2 ms, minus its RssAnon right after import torch; mapped "
@@ -25,9 +27,9 @@ import sys, torch
 print("ready", flush=True)
 sys.stdin.readline()
 from graftwork.store import open_store, pack
-job, base, tuned, store, restored, threads = sys.argv[1:]
+job, codec, base, tuned, store, restored, threads = sys.argv[1:]
 if job == "pack":
-    pack(base, tuned, out=store, codec="auto", threads=int(threads))
+    pack(base, tuned, out=store, codec=codec, threads=int(threads))
 else:
     open_store(store, base=base).checkout("tuned", restored, threads=int(threads))
 print("done", flush=True)
@@ -44,18 +46,35 @@ def measure(options: Options) -> Measurement:
     # The default folder is on disk here: files in memory would take up what is being measured.
     with work_folder(options.workdir or Path("/var/tmp")) as folder:
         _generate(folder, shards, per_shard, numel)
-        for job in ("pack", "checkout"):
-            start = time.perf_counter()
-            peak, facts = _peak_above_torch(job, folder)
-            row = Row(job, "graftwork auto", "bfloat16", (shards * per_shard, numel), "sharded")
-            row.facts = {"checkpoint_mb": tensor_mb * shards * per_shard, "largest_tensor_mb": tensor_mb}
-            row.facts |= {"peak_rss_anon_mb": peak, **facts, "seconds": time.perf_counter() - start}
-            taken.rows.append(row)
-            taken.targets.append(Target(f"peak RssAnon of {job}", peak, limit, "MB"))
-        names = [path.name for path in (folder / "tuned").iterdir()]
-        same, *_ = filecmp.cmpfiles(folder / "tuned", folder / "restored", names, shallow=False)
-        taken.failures += [f"{name} came back different" for name in names if name not in same]
+        for codec in CODECS:
+            for job in ("pack", "checkout"):
+                row = Row(job, f"graftwork {codec}", "bfloat16", (shards * per_shard, numel), "sharded")
+                row.facts = {"checkpoint_mb": tensor_mb * shards * per_shard, "largest_tensor_mb": tensor_mb}
+                row.facts |= _peak(job, codec, folder)
+                taken.rows.append(row)
+                peak = row.facts["peak_rss_anon_mb"]
+                taken.targets.append(Target(f"peak RssAnon of {job}, {codec}", peak, limit, "MB"))
+            taken.failures += _differences(folder, codec)
+            for made in ("store", "restored"):
+                shutil.rmtree(folder / made)
     return taken
+
+
+def _peak(job: str, codec: str, folder: Path) -> dict[str, float]:
+    places = [str(folder / name) for name in ("base", "tuned", "store", "restored")]
+    start = time.perf_counter()
+    peak, highest = peak_above_start(CHILD, job, codec, *places, str(core_count()))
+    return {
+        "peak_rss_anon_mb": peak,
+        "vm_hwm_mb": highest,
+        "seconds": time.perf_counter() - start,
+    }
+
+
+def _differences(folder: Path, codec: str) -> list[str]:
+    names = [path.name for path in (folder / "tuned").iterdir()]
+    same, *_ = filecmp.cmpfiles(folder / "tuned", folder / "restored", names, shallow=False)
+    return [f"{codec}: {name} came back different" for name in names if name not in same]
 
 
 def _generate(folder: Path, shards: int, per_shard: int, numel: int) -> None:
@@ -65,10 +84,13 @@ def _generate(folder: Path, shards: int, per_shard: int, numel: int) -> None:
     subprocess.run([sys.executable, "-c", code, str(folder)], cwd=ROOT, check=True)
 
 
-def _peak_above_torch(job: str, folder: Path) -> tuple[float, dict[str, float]]:
-    """Run the job in a fresh process; its peak RssAnon in MB above the one after ``import torch``, and VmHWM."""
-    places = [str(folder / name) for name in ("base", "tuned", "store", "restored")]
-    command = [sys.executable, "-c", CHILD, job, *places, str(core_count())]
+def peak_above_start(code: str, *arguments: str) -> tuple[float, float]:
+    """Run Python code in a fresh process; how far its RssAnon rises in MB, and the process's VmHWM.
+
+    The code prints ``ready``, reads a line, does what is measured, prints ``done``, and reads another line; what it
+    does after that is not measured, and it may fail there.
+    """
+    command = [sys.executable, "-c", code, *arguments]
     with subprocess.Popen(
         command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as child:
@@ -81,14 +103,18 @@ def _peak_above_torch(job: str, folder: Path) -> tuple[float, dict[str, float]]:
             peak = max(peak, _status_mb(child.pid, "RssAnon"))
             time.sleep(0.002)
         if child.stdout.readline().strip() != "done":
-            raise RuntimeError(f"the {job} process failed with exit code {child.wait()}")
+            raise RuntimeError(f"the process failed with exit code {child.wait()}: {arguments}")
         highest = _status_mb(child.pid, "VmHWM")
         child.stdin.write("end\n")
-    return peak - start, {"vm_hwm_mb": highest}
+        child.stdin.flush()
+        if child.wait():
+            raise RuntimeError(f"the process failed in the end with exit code {child.wait()}: {arguments}")
+    return peak - start, highest
 
 
 def _status_mb(pid: int, field: str) -> float:
+    """A field of the process's status; 0 when it has just ended and holds no memory any more."""
     for line in Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024 / 1e6
-    raise ValueError(f"/proc/{pid}/status has no {field}")
+    return 0.0

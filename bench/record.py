@@ -86,16 +86,17 @@ class Contest:
 
 @dataclass(frozen=True)
 class Target:
-    """A stated limit and what was measured against it."""
+    """A stated limit, upper or (``at_least``) lower, and what was measured against it."""
 
     name: str
     got: float
     limit: float
     unit: str
+    at_least: bool = False
 
     @property
     def met(self) -> bool:
-        return self.got <= self.limit
+        return self.got >= self.limit if self.at_least else self.got <= self.limit
 
 
 @dataclass

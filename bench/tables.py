@@ -5,20 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from bench.store import CODECS, MAIN_CASE
+from bench.store import CODECS
+from bench.updates import MAIN_UPDATE
 
 Document = dict[str, Any]
 NOT_MEASURED = "not measured"
-FLOORS = {"copy": "copy in memory", "sha256": "SHA-256 of the bytes", "write": "write and fsync"}
+JOBS = ("pack", "checkout")
+FLOORS = {
+    "copy": "copy in memory",
+    "sha256": "SHA-256 of the bytes",
+    "digests": "SHA-256 of base and fine-tune",
+    "write": "write and fsync",
+}
 
 
 def sizes(documents: Sequence[Document]) -> str:
-    """Percent of the fine-tune file, by codec or peer and case."""
+    """Percent of the fine-tune file, by codec or peer and case, and its ratio to the entropy bound."""
     return _per_machine(documents, _sizes)
 
 
 def speeds(documents: Sequence[Document]) -> str:
-    """MB/s of fine-tune bytes, by implementation and thread count, for one case."""
+    """MB/s of fine-tune bytes, by implementation and thread count, for one case, and how much of it is digests."""
     return _per_machine(documents, _speeds)
 
 
@@ -30,6 +37,16 @@ def operations(documents: Sequence[Document]) -> str:
         if any("gpu" in document["machine"] for document in documents)
         else f"{table}\n\nGPU: *{NOT_MEASURED}*"
     )
+
+
+def codes(documents: Sequence[Document]) -> str:
+    """Size and MB/s of entropy codes of one tensor, by case and implementation."""
+    return _per_machine(documents, _codes)
+
+
+def step(documents: Sequence[Document]) -> str:
+    """Payload, GB/s and memory of one weight sync."""
+    return _per_machine(documents, _step)
 
 
 def times(documents: Sequence[Document]) -> str:
@@ -45,6 +62,8 @@ def peaks(documents: Sequence[Document]) -> str:
 TABLES: dict[str, dict[str, Callable[[Sequence[Document]], str]]] = {
     "store": {"sizes": sizes, "speeds": speeds},
     "lossless_delta": {"operations": operations},
+    "entropy_delta": {"codes": codes},
+    "sync": {"step": step},
     "imports": {"times": times},
     "memory": {"peaks": peaks},
 }
@@ -85,6 +104,12 @@ def _sizes(document: Document) -> str:
     names = _unique(row["implementation"] for row in packed)
     names.sort(key=lambda name: name == "bound")  # stable: the bound last
     rows = [[_label(name), *(cells.get((name, case), "") for case in cases)] for name in names]
+    found = {(row["implementation"], row["case"]): row["facts"] for row in packed}
+    for codec in ("auto", "small"):
+        ratios = [
+            _ratio(found.get((f"graftwork {codec}", case)), found.get(("bound", case))) for case in cases
+        ]
+        rows.append([f"*{codec} ÷ that entropy*", *ratios])
     return _markdown(["% of the fine-tune file", *cases], rows)
 
 
@@ -98,26 +123,47 @@ def _size(row: Document) -> str:
     return f"{row['facts']['size_percent']:.2f}" if "size_percent" in row["facts"] else row["status"]
 
 
+def _ratio(ours: Document | None, bound: Document | None) -> str:
+    """Of what the weights take; the files beside them are no part of the bound."""
+    if not ours or not bound:
+        return ""
+    weights = ours["size_percent"] - ours.get("other_files_percent", 0)
+    return f"{weights / bound['size_percent']:.3f}"
+
+
 def _speeds(document: Document) -> str:
-    rows = [row for row in document["records"] if row["case"] == MAIN_CASE]
+    rows = [row for row in document["records"] if row["case"] == MAIN_UPDATE]
     found = {(row["operation"], row["implementation"]): row for row in rows}
     lines = []
     for codec in CODECS:
+        name = f"graftwork {codec}"
         for threads in ("1", "2"):
-            runs = [found.get((job, f"graftwork {codec}")) for job in ("pack", "checkout", "tensor")]
-            plural = "thread" if threads == "1" else "threads"
-            lines.append(
-                [f"**graftwork {codec}**, {threads} {plural}", *(_speed(row, threads) for row in runs)]
-            )
+            cells: list[str] = []
+            for job in JOBS:
+                row = found.get((job, name))
+                cells += [_speed(row, threads), _digests(row, threads)]
+            cells.append(_speed(found.get(("tensor", name)), threads))
+            lines.append([f"**{name}**, {_threads(threads)}", *cells])
     peers = _unique(row["implementation"] for row in rows if row["operation"] == "pack")
     for name in (name for name in peers if name != "bound" and not name.startswith("graftwork")):
-        runs = [found.get((job, name)) for job in ("pack", "checkout")]
-        lines.append([name, *(_speed(row, _best(row)) for row in runs), "–"])
+        pack, checkout = (_speed(row, _best(row)) for row in (found.get((job, name)) for job in JOBS))
+        lines.append([name, pack, "–", checkout, "–", "–"])
     for job, label in FLOORS.items():
         row = found.get((job, "floor"))
-        lines.append([f"*{label}*", *[_speed(row, _best(row))] * 3])
-    head = [f"MB/s of fine-tune bytes ({MAIN_CASE})", "pack", "checkout", "`.tensor`"]
+        speed = _speed(row, _best(row))
+        lines.append([f"*{label}*", speed, "–", speed, "–", speed])
+    digests = "of it SHA-256"
+    head = [f"MB/s of fine-tune bytes ({MAIN_UPDATE})", "pack", digests, "checkout", digests, "`.tensor`"]
     return _markdown(head, lines)
+
+
+def _threads(label: str) -> str:
+    return "GPU" if label == "cuda" else f"{label} thread{'s' * (label != '1')}"
+
+
+def _digests(row: Document | None, threads: str) -> str:
+    share = row["facts"].get(f"digests_percent_{threads}") if row else None
+    return NOT_MEASURED if share is None else f"{share:.0f}%"
 
 
 def _best(row: Document | None) -> str:
@@ -151,8 +197,11 @@ def _operations(document: Document) -> str:
             row = found.get((operation, dtype, shape, other))
             cells.append(_bandwidth(row, _best(row), fraction=False) if row else "–")
         lines.append([name, *cells])
-    columns = ["GPU" if label == "cuda" else f"{label} thread{'s' * (label != '1')}" for label in labels]
-    head = ["GB/s (share of the measured peak)", *(f"graftwork, {column}" for column in columns), *others]
+    head = [
+        "GB/s (share of the measured peak)",
+        *(f"graftwork, {_threads(label)}" for label in labels),
+        *others,
+    ]
     return _markdown(head, lines)
 
 
@@ -162,6 +211,70 @@ def _bandwidth(row: Document, label: str, *, fraction: bool = True) -> str:
         return NOT_MEASURED
     text = f"{run['bytes_per_second'] / 1e9:.3g}"
     return f"{text} ({run['roofline_fraction']:.0%})" if fraction and run["roofline_fraction"] else text
+
+
+# ---- entropy_delta and sync ----
+
+CALLS = {
+    "encode_ordinal_rans": ("decode_ordinal_rans", "**ordinal_rans**"),
+    "encode_sparse_delta": ("apply_sparse_delta_", "**sparse_delta**"),
+    "encode": ("decode", ""),
+}
+
+
+def _codes(document: Document) -> str:
+    rows = [row for row in document["records"] if row["implementation"] != "graftwork, best segment"]
+    keys = ("operation", "implementation", "case", "dtype")
+    found = {(*(row[key] for key in keys), row["shape"][0]): row for row in rows}
+    bounds = {key[2:]: row["facts"]["size_percent"] for key, row in found.items() if key[1] == "bound"}
+    labels = _unique(label for row in rows for label in row["runs"])
+    lines = []
+    for (operation, implementation, *rest), row in found.items():
+        if operation not in CALLS or implementation == "bound":
+            continue
+        decode, name = CALLS[operation]
+        if implementation != "graftwork":
+            name = implementation
+        case, dtype, numel = rest
+        size = row["facts"].get("size_percent")
+        cells = ["–", "–"] if size is None else [f"{size:.2f}", f"{size / bounds[tuple(rest)]:.3f}"]
+        other = found.get((decode, implementation, *rest), row)
+        cells += [_beside_memcpy(call, label, 1e6) for call in (row, other) for label in labels]
+        lines.append([f"{case}, {dtype} {_numel(numel)}: {name}", *cells])
+    columns = [f"{call}, {_threads(label)}" for call in ("encode", "decode + apply") for label in labels]
+    return _markdown(["MB/s of fine-tune bytes (% of memcpy)", "size, %", "÷ entropy", *columns], lines)
+
+
+def _numel(count: int) -> str:
+    return f"{count >> 20}Mi" if count >= 1 << 20 else f"{count >> 10}Ki"
+
+
+def _beside_memcpy(row: Document | None, label: str, unit: float) -> str:
+    """Speed and percent of a copy's; what is slower than a hundredth of it has digits after the point."""
+    run = row["runs"].get(label) if row else None
+    if row is None or run is None:
+        return row["status"] if row and row["status"] != "measured" else "–"
+    speed, share = run["bytes_per_second"] / unit, row["facts"][f"memcpy_percent_{label}"]
+    text = f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}"
+    return f"{text} ({share:.0f}%)" if share >= 1 else f"{text} ({share:.1g}%)"
+
+
+def _step(document: Document) -> str:
+    found = {(row["operation"], row["implementation"]): row for row in document["records"]}
+    labels = _unique(label for row in document["records"] for label in row["runs"])
+    lines = []
+    for name in _unique(
+        name for call in ("apply", "encode") for operation, name in found if operation == call
+    ):
+        encode, apply_ = found.get(("encode", name)), found.get(("apply", name))
+        payload = f"{encode['facts']['payload_percent']:.3f}" if encode and encode["runs"] else "–"
+        memory = f"{apply_['facts']['peak_extra_mb']:.0f}" if apply_ else "–"
+        cells = [_beside_memcpy(call, label, 1e9) for call in (encode, apply_) for label in labels]
+        lines.append([_label(name), payload, *cells, memory])
+    columns = [f"{call}, {_threads(label)}" for call in ("encode", "apply") for label in labels]
+    case = document["records"][0]["case"] if document["records"] else ""
+    head = [f"GB/s of the weights of {case} (% of memcpy)", "payload, %", *columns, "memory of apply, MB"]
+    return _markdown(head, lines)
 
 
 # ---- imports and memory ----
@@ -183,6 +296,7 @@ def _peaks(document: Document) -> str:
     for row, target in zip(document["records"], document["targets"], strict=True):
         facts = row["facts"]
         size, largest = facts["checkpoint_mb"] / 1000, facts["largest_tensor_mb"]
-        what = f"{row['operation']} of {size:.1f} GB, largest tensor {largest:.0f} MB"
+        codec = row["implementation"].removeprefix("graftwork ")
+        what = f"{row['operation']} ({codec}) of {size:.1f} GB, largest tensor {largest:.0f} MB"
         rows.append([what, f"{facts['peak_rss_anon_mb']:.0f}", f"{target['limit']:.0f}"])
     return _markdown(["MB above `import torch`", "peak RssAnon", "limit (300 MB + 2 tensors)"], rows)

@@ -73,20 +73,63 @@ def rendered(stem: str, table: str, taken: Measurement, results: Path, **facts: 
 def test_sizes_and_speeds(tmp_path: Path) -> None:
     case = {"case": "gaussian 2e-4", "bytes": 10**6}
     fast = timed(Row("pack", "graftwork fast", **case), t1=0.01, t2=0.005)
-    fast.facts["size_percent"] = 30.125
+    fast.facts |= {"size_percent": 30.125, "digests_percent_1": 12.4}
+    small = Row("pack", "graftwork small", **case, facts={"size_percent": 25.6, "other_files_percent": 1.0})
     peer = timed(Row("pack", "ZipNN", **case), t1=0.02, t2=0.04)
     peer.facts["size_percent"] = 66.2
     bound = Row("pack", "bound", **case, facts={"size_percent": 24.1})
     absent = Row("pack", "fireworks arc_v2", **case, status="not installed")
-    taken = Measurement([bound, fast, peer, absent])
+    digests = timed(Row("digests", "floor", **case), t1=0.001)
+    taken = Measurement([bound, fast, small, peer, absent, digests])
     sizes = rendered("store", "sizes", taken, tmp_path).splitlines()
     assert "| **graftwork fast** | 30.12 |" in sizes
     assert "| fireworks arc_v2 | not installed |" in sizes
     assert sizes.index("| *entropy given the base's exponent* | 24.10 |") > sizes.index("| ZipNN | 66.20 |")
+    assert "| *small ÷ that entropy* | 1.021 |" in sizes, "of the weights, without the other files"
+    assert "| *auto ÷ that entropy* |  |" in sizes
     speeds = readme.render(markers("store", "speeds"), tmp_path)
-    assert "| **graftwork fast**, 2 threads | 200 | not measured | not measured |" in speeds
-    assert "| ZipNN | 50 | not measured | – |" in speeds, "a peer's best thread count"
-    assert "| fireworks arc_v2 | not installed | not measured | – |" in speeds
+    none = "not measured"
+    assert f"| **graftwork fast**, 1 thread | 100 | 12% | {none} | {none} | {none} |" in speeds
+    assert f"| **graftwork fast**, 2 threads | 200 | {none} | {none} | {none} | {none} |" in speeds
+    assert f"| ZipNN | 50 | – | {none} | – | – |" in speeds, "a peer's best thread count"
+    assert f"| fireworks arc_v2 | not installed | – | {none} | – | – |" in speeds
+    assert "| *SHA-256 of base and fine-tune* | 1,000 | – | 1,000 | – | 1,000 |" in speeds
+
+
+def test_codes_stand_beside_memcpy_and_the_bound(tmp_path: Path) -> None:
+    def row(operation: str, implementation: str, **facts: float) -> Row:
+        made = Row(
+            operation, implementation, "bfloat16", (2 << 20,), "gaussian 2e-4", bytes=10**9, facts=facts
+        )
+        return made if implementation == "bound" else timed(made, t1=0.5)
+
+    rows = [
+        row("copy", "floor"),
+        row("encode_ordinal_rans", "graftwork", size_percent=25.0, memcpy_percent_1=5.2),
+        row("encode_ordinal_rans", "graftwork, best segment", size_percent=24.9, memcpy_percent_1=3.0),
+        row("decode_ordinal_rans", "graftwork", memcpy_percent_1=0.53),
+        row("encode", "ZipNN on XOR", size_percent=50.0, memcpy_percent_1=2.0),
+        row("decode", "ZipNN on XOR", memcpy_percent_1=3.0),
+        row("encode", "bound", size_percent=20.0),
+    ]
+    rows.append(Row("encode", "zstd", "bfloat16", (2 << 20,), "gaussian 2e-4", status="not installed"))
+    table = rendered("entropy_delta", "codes", Measurement(rows), tmp_path)
+    case = "gaussian 2e-4, bfloat16 2Mi"
+    assert f"| {case}: **ordinal_rans** | 25.00 | 1.250 | 2,000 (5%) | 2,000 (0.5%) |" in table
+    assert f"| {case}: ZipNN on XOR | 50.00 | 2.500 | 2,000 (2%) | 2,000 (3%) |" in table
+    assert f"| {case}: zstd | – | – | not installed | not installed |" in table
+    assert "best segment" not in table
+
+
+def test_a_step_has_its_payload_and_its_memory(tmp_path: Path) -> None:
+    facts = {"payload_percent": 0.6474, "memcpy_percent_1": 20.0}
+    encode = timed(Row("encode", "graftwork", case="SmolLM2", bytes=10**9, facts=facts), t1=0.5)
+    facts = {"memcpy_percent_1": 40.0, "peak_extra_mb": 8.7}
+    apply_ = timed(Row("apply", "graftwork", case="SmolLM2", bytes=10**9, facts=facts), t1=0.25)
+    absent = Row("encode", "fireworks arc_v3", case="SmolLM2", status="not installed")
+    table = rendered("sync", "step", Measurement([encode, apply_, absent]), tmp_path)
+    assert "| **graftwork** | 0.647 | 2 (20%) | 4 (40%) | 9 |" in table
+    assert "| fireworks arc_v3 | – | not installed | – | – |" in table
 
 
 def test_operations_say_whether_a_gpu_was_measured(tmp_path: Path) -> None:
@@ -107,6 +150,6 @@ def test_imports_and_memory(tmp_path: Path) -> None:
     taken = Measurement(rows, [Target("beyond", 12.5, 100.0, "ms")])
     assert "after `import torch` | 12.5 | 100 |" in rendered("imports", "times", taken, tmp_path)
     facts = {"checkpoint_mb": 4295.0, "largest_tensor_mb": 268.4, "peak_rss_anon_mb": 151.2}
-    taken = Measurement([Row("pack", "graftwork auto", facts=facts)], [Target("peak", 151.2, 836.9, "MB")])
+    taken = Measurement([Row("pack", "graftwork small", facts=facts)], [Target("peak", 151.2, 836.9, "MB")])
     table = rendered("memory", "peaks", taken, tmp_path)
-    assert "| pack of 4.3 GB, largest tensor 268 MB | 151 | 837 |" in table
+    assert "| pack (small) of 4.3 GB, largest tensor 268 MB | 151 | 837 |" in table

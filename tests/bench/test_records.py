@@ -99,6 +99,14 @@ def test_a_target_is_met_up_to_its_limit(got: float, met: bool) -> None:
     assert Target("import", got, 100.0, "ms").met is met
 
 
+@pytest.mark.parametrize(("got", "met"), [(399.0, False), (400.0, True), (401.0, True)])
+def test_a_lower_limit_is_met_from_it_on(got: float, met: bool) -> None:
+    target = Target("encode", got, 400.0, "MB/s", at_least=True)
+    assert target.met is met
+    found = record.document("fake", Measurement([], [target]), Options(), [None])
+    assert (found["targets"][0]["at_least"], found["targets"][0]["met"]) == (True, met)
+
+
 def test_only_publishable_records_are_read(tmp_path: Path) -> None:
     taken = Measurement([Row("copy", "graftwork")], notes=["a note"])
     found = record.document("fake", taken, Options(), [None])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from bench.chains import NUMPY_CHAINS, TORCH_CHAINS
 from bench.checkpoints import Case, write_sharded_pair, write_small_pair
@@ -20,11 +21,35 @@ def test_a_peer_restores_what_it_promises(peer: Peer, tmp_path: Path) -> None:
     if peer.version is None:
         pytest.skip(f"{peer.package} is not installed")
     base, tuned = (path / "model.safetensors" for path in write_small_pair(tmp_path))
+    payload, restored = tmp_path / "peer.payload", tmp_path / "restored"
     for threads in peer.threads((1, 2)):
-        payload = peer.compress(base.read_bytes(), tuned.read_bytes(), threads)
-        restored = peer.decompress(base.read_bytes(), bytes(payload), threads)
-        assert peer.same(restored, tuned.read_bytes())
+        peer.begin(base, payload)
+        assert payload.exists() == peer.name.endswith("beside the base"), "it must not find an old payload"
+        peer.pack(base, tuned, payload, threads)
+        assert 0 < peer.stored_bytes(payload) < tuned.stat().st_size + 4096
+        restored.unlink(missing_ok=True)
+        peer.checkout(base, payload, restored, threads)
+        assert peer.same(restored.read_bytes(), tuned.read_bytes())
         assert not peer.same(base.read_bytes(), tuned.read_bytes())
+    peer.end(payload)
+    assert {path.name for path in tmp_path.iterdir()} == {"base", "tuned", "restored"}
+
+
+def test_lmzip_beside_the_base_codes_against_it(tmp_path: Path) -> None:
+    alone, beside = (peer for peer in all_peers("bfloat16") if peer.package == "lmzip")
+    if alone.version is None:
+        pytest.skip("lmzip is not installed")
+    base, tuned = tmp_path / "base.safetensors", tmp_path / "model.safetensors"
+    first, second = pair(1 << 18, torch.bfloat16, "cpu")
+    save_file({"weight": first}, base)
+    save_file({"weight": second}, tuned)
+    taken = []
+    for peer in (alone, beside):
+        payload = tmp_path / f"{peer.name}.payload"
+        peer.begin(base, payload)
+        peer.pack(base, tuned, payload, 1)
+        taken.append(peer.stored_bytes(payload))
+    assert taken[1] < 0.6 * taken[0]
 
 
 @pytest.mark.parametrize("chains", [TORCH_CHAINS, NUMPY_CHAINS], ids=["torch", "numpy"])
