@@ -37,6 +37,7 @@ class PackRecipe:
     codec: Literal["auto", "fast", "small"] = "auto"
     with_base: bool = False
     replace: bool = False
+    store_base: Path | None = None
     threads: int | None = None
 
 
@@ -78,15 +79,33 @@ def load_recipe(path: str | PathLike[str], schema: type[T]) -> T:
         raise RecipeError("the recipe is too large", file=file, wanted=f"at most {MAX_RECIPE_BYTES} bytes")
     try:
         data = yaml.load(file.read_bytes(), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except _UNREADABLE as error:
         raise RecipeError(
             f"the recipe is not valid YAML: {' '.join(str(error).split()) or type(error).__name__}", file=file
         ) from error
     return typing.cast(T, _Reader(file)._record(data, schema, ""))
 
 
+#: What PyYAML lets out besides its own errors, for scalars that look like a kind and are none (``2001-99-99``).
+_UNREADABLE = (
+    yaml.YAMLError, ValueError, ArithmeticError, LookupError, AttributeError, TypeError, RecursionError
+)  # fmt: skip
+
+
 class _Loader(yaml.SafeLoader):
-    """``SafeLoader`` that refuses repeated keys and reads ``1e-4`` as a number, as YAML 1.2 does."""
+    """``SafeLoader`` that refuses repeated keys and reads ``1e-4`` as a number, as YAML 1.2 does.
+
+    Aliases may stand for at most as many values as a recipe of the greatest size could spell out: a few lines of
+    aliases of aliases would else become more than memory holds.
+    """
+
+    def get_single_node(self) -> yaml.Node | None:
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None and _spelled_out(node, {}) > MAX_RECIPE_BYTES:
+            raise yaml.composer.ComposerError(
+                None, None, "its aliases stand for too many values", node.start_mark
+            )
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         if isinstance(node, yaml.MappingNode):
@@ -99,6 +118,16 @@ class _Loader(yaml.SafeLoader):
                         )
                     seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+def _spelled_out(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
+    """How many nodes ``node`` is when every alias in it is written out."""
+    if node not in known:
+        known[node] = 1  # for an alias within what it names
+        if not isinstance(node, yaml.ScalarNode):
+            parts = (part for row in node.value for part in (row if isinstance(row, tuple) else (row,)))
+            known[node] += sum(_spelled_out(part, known) for part in parts)
+    return known[node]
 
 
 _Loader.add_implicit_resolver(
@@ -163,8 +192,16 @@ class _Reader:
             rows = typing.cast(Sequence[object], value)
             return [self._value(v, arguments[0], f"{where}[{i}]") for i, v in enumerate(rows)]
         if kind is Path:
-            return self.file.parent / Path(str(value)).expanduser()
+            return self._path(str(value), where)
         return float(typing.cast(float, value)) if kind is float else value
+
+    def _path(self, value: str, where: str) -> Path:
+        try:
+            return self.file.parent / Path(value).expanduser()
+        except RuntimeError as error:  # the home folder of a user whom the system does not know
+            raise RecipeError(
+                f"wrong value for {where!r}", file=self.file, got=f"{value!r:.200}", wanted=f"a path: {error}"
+            ) from error
 
     def _refuse(self, value: object, kind: Any, where: str) -> typing.NoReturn:
         raise self._wrong(value, _describe(kind), where)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from graftwork.checkpoint.dtypes import DTYPES, code_of, torch_dtype
+from graftwork.checkpoint.dtypes import DTYPES, code_of, torch_dtype, torch_form
 
 
 @pytest.mark.parametrize("code", DTYPES)
@@ -28,3 +28,12 @@ def test_the_table_agrees_with_torch(code):
 
 def test_dtypes_that_the_format_lacks():
     assert code_of(torch.complex128) is None
+
+
+def test_the_form_of_packed_tensors():
+    """Two numbers of F4 are one element of torch; six bits it does not have."""
+    assert torch_form("F4", (3, 8)) == (torch.float4_e2m1fn_x2, (3, 4))
+    assert torch_form("F4", (0,)) == (torch.float4_e2m1fn_x2, (0,))
+    assert torch_form("BF16", (3, 7)) == (torch.bfloat16, (3, 7))
+    for code, shape in (("F4", (8, 3)), ("F4", ()), ("F6_E2M3", (4,))):
+        assert torch_form(code, shape) is None

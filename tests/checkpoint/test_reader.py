@@ -98,6 +98,18 @@ def test_reading_parts_of_a_tensor(path):
                 assert data == b'{"'
 
 
+def test_the_pieces_of_a_file(tmp_path):
+    data = os.urandom((2 << 20) + 5)
+    make_tree(tmp_path, {"m.safetensors": shard("x"), "large.bin": data, "empty.bin": b""})
+    with open_checkpoint(tmp_path) as checkpoint:
+        pieces = [bytes(piece) for piece in checkpoint.file_pieces("large.bin")]
+        assert [len(piece) for piece in pieces] == [1 << 20, 1 << 20, 5] and b"".join(pieces) == data
+        assert list(checkpoint.file_pieces("empty.bin")) == []
+        (tmp_path / "large.bin").unlink()
+        with pytest.raises(SourceChanged):
+            next(checkpoint.file_pieces("large.bin"))
+
+
 def test_writing_into_a_tensor_leaves_the_file_alone(path):
     before = path.read_bytes()
     with open_checkpoint(path) as checkpoint:

@@ -83,6 +83,10 @@ def test_a_file_opened_for_each_read_must_be_the_same(path, tmp_path):
         (tmp_path / "other").replace(path)
         with pytest.raises(SourceChanged):
             source.read(0, 1)
+        path.unlink()
+        with pytest.raises(SourceChanged, match="gone") as caught:
+            source.read(0, 1)
+        assert caught.value.file == str(path)
 
 
 def test_writing_into_the_map_does_not_reach_the_file(source):

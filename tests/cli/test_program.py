@@ -12,7 +12,7 @@ import graftwork
 from graftwork.cli import program
 from tests.cli.conftest import Run
 
-VERBS = ("pack", "list", "diff", "verify", "checkout", "remove", "gc", "info")
+VERBS = ("pack", "list", "diff", "verify", "checkout", "squash", "remove", "gc", "info")
 
 
 def python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -53,6 +53,9 @@ def test_unknown_options_and_verbs_name_the_nearest(run: Run, models: Path) -> N
         (("checkout", "STORE", "mail", "-o", "STORE", "--base", "BASE"), ["STORE"]),
         (("checkout", "STORE", "mail", "-o", "out", "--base", "OTHER"), ["not the base", "embed.weight"]),
         (("pack", "--recipe", "nowhere.yaml"), ["nowhere.yaml"]),
+        (("pack", "BASE", "OTHER", "-o", "out", "--base", "BASE"), ["no such entry", "--base"]),
+        (("pack", "STORE:mial", "OTHER", "-o", "out", "--base", "BASE"), ["mial", "code, mail"]),
+        (("squash", "STORE", "mial"), ["mial", "code, mail"]),
         (("diff", "BASE", "BASE", "--report", "nowhere/r.html"), ["nowhere"]),
     ],
 )
@@ -62,6 +65,7 @@ def test_errors_are_clean_and_exit_with_2(
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
     places = {"STORE": store, "BASE": models / "base", "OTHER": models / "code"}
+    arguments = tuple(argument.replace("STORE:", f"{store}:") for argument in arguments)
     result = run(*(places.get(argument, argument) for argument in arguments), code=2)
     assert result.stderr.startswith("error: ") and "Traceback" not in result.output and not result.stdout
     for word in words:

@@ -22,6 +22,39 @@ def test_pack_list_checkout_remove_gc(run: Run, models: Path, tmp_path: Path) ->
     assert [e["name"] for e in json.loads(run("list", store, "--json").stdout)["entries"]] == ["mail"]
 
 
+def test_a_chain_is_packed_listed_compared_and_squashed(
+    run: Run, models: Path, store: Path, tmp_path: Path
+) -> None:
+    base = ("--base", models / "base")
+    report = tmp_path / "report.html"
+    run("pack", f"{store}:mail", f"mail-2={models / 'code'}", "-o", store, *base, "--report", report)
+    assert "mail-2: what changed" in report.read_text()
+    listed = run("list", store).output
+    assert "difference to" in listed and "the base" in listed
+    parents = {e["name"]: e["parent"] for e in json.loads(run("list", store, "--json").stdout)["entries"]}
+    assert parents == {"mail": None, "code": None, "mail-2": "mail"}
+    assert "identical" in run("diff", f"{store}:mail-2", models / "code", *base).output
+    assert "differences to 'mail'" in run("remove", store, "mail", code=2).stderr
+    assert "squashed" in run("squash", store, "mail-2", *base).output
+    assert "nothing to do" in run("squash", store, "mail-2").output
+    assert json.loads(run("squash", store, "mail-2", "--json").stdout)["status"] == "unchanged"
+    run("remove", store, "mail")
+    assert "difference to" not in run("list", store).output
+    run("verify", store, "--deep", *base)
+    run("checkout", store, "mail-2", "-o", tmp_path / "out", *base)
+    assert file_hashes(tmp_path / "out") == file_hashes(models / "code")
+
+
+def test_an_entry_of_a_store_as_base_in_a_recipe(run: Run, models: Path, store: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "pack.yaml"
+    recipe.write_text(
+        f"base: store:mail\nfinetunes:\n  second: {models}/code\nout: store\nstore_base: {models}/base\n"
+    )
+    run("pack", "--recipe", recipe)
+    entries = json.loads(run("list", store, "--json").stdout)["entries"]
+    assert {e["name"]: e["parent"] for e in entries}["second"] == "mail"
+
+
 def test_pack_json_and_quiet(run: Run, models: Path, tmp_path: Path) -> None:
     arguments = ("pack", models / "base", models / "mail", "-o", tmp_path / "store")
     result = run(*arguments, "--json")

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from graftwork.checkpoint import TensorInfo
 from graftwork.checkpoint.dtypes import code_of
-from graftwork.delta.basis import BasisReader, find_basis
+from graftwork.delta.basis import Basis, BasisReader, check_basis, find_basis
 from graftwork.delta.source import DescribedTensor
 from graftwork.errors import DeltaError
 
@@ -15,14 +16,14 @@ DIGEST = "0" * 64
 
 
 class MemorySource:
-    """Tensors in memory as a source."""
+    """Tensors in memory as a source; like those of a checkpoint they do not know their digest."""
 
     def __init__(self, **tensors: torch.Tensor) -> None:
         self._data = {
             k: v.contiguous().view(-1).view(torch.uint8).numpy().tobytes() for k, v in tensors.items()
         }
-        self.metas: Mapping[str, DescribedTensor] = {
-            name: DescribedTensor(name, code_of(tensor.dtype), tuple(tensor.shape), tensor.nbytes, DIGEST)
+        self.metas: Mapping[str, TensorInfo] = {
+            name: TensorInfo(name, code_of(tensor.dtype), tuple(tensor.shape), "", 0, tensor.nbytes)
             for name, tensor in tensors.items()
         }
 
@@ -136,3 +137,17 @@ def test_a_base_without_the_tensor_is_an_error() -> None:
     for source in (MemorySource(), MemorySource(w=torch.zeros(4))):
         with pytest.raises(DeltaError, match="lacks"):
             BasisReader(source).read(basis, "BF16", 0, 8)
+
+
+def test_a_source_that_knows_its_digests_is_held_to_them() -> None:
+    held = {"w": meta("BF16", 4, 3)}
+    for digest in (DIGEST, None, ""):
+        check_basis(Basis("w", digest, "BF16", 24), held)
+    for basis in (
+        Basis("w", "1" * 64, "BF16", 24),
+        Basis("w", DIGEST, "F16", 24),
+        Basis("v", DIGEST, "BF16", 24),
+    ):
+        with pytest.raises(DeltaError, match="lacks a tensor"):
+            check_basis(basis, held)
+    check_basis(Basis("w", "1" * 64, "BF16", 24), MemorySource(w=torch.zeros(4, 3).bfloat16()).metas)

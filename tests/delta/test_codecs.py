@@ -3,14 +3,16 @@ from __future__ import annotations
 import struct
 
 import pytest
+import torch
 import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
 from graftwork.checkpoint.dtypes import DTYPES
 from graftwork.delta.basis import words_of
-from graftwork.delta.codecs import CODECS, METHODS, Method, method_named
-from graftwork.errors import DeltaError, UnknownCodec
+from graftwork.delta.codecs import CODECS, EFFORTS, METHODS, Method, attempts, method_named
+from graftwork.errors import ChecksumError, DeltaError, UnknownCodec
+from tests.generators.weights import pair
 
 WORDS = words_of("BF16")
 ORDZ = method_named("ordz")
@@ -84,8 +86,51 @@ def test_raw_and_same_refuse_wrong_lengths() -> None:
         decode(method_named("same"), b"abcd", b"x", "U8")
 
 
+@pytest.mark.parametrize("dtype", ["F16", "BF16", "F32", "C64"])
+def test_ordrans_notices_a_payload_that_does_not_fit_the_base(dtype: str) -> None:
+    method, words = method_named("ordrans"), words_of(dtype)
+    basis, tuned, other = (
+        bytearray(tensor.view(torch.uint8).numpy().tobytes())
+        for tensor in (*pair(4096, words.float_dtype), pair(4096, words.float_dtype, seed=1)[0] * 16)
+    )
+    (payload,) = method.encode(memoryview(basis), memoryview(tuned), words, 1)
+    assert decode(method, bytes(basis), bytes(payload), dtype) == tuned
+    with pytest.raises(ChecksumError, match="does not fit the base's words"):
+        decode(method, bytes(other), bytes(payload), dtype)
+
+
+@given(st.sampled_from(sorted(DTYPES)), st.integers(1, 200), st.randoms(use_true_random=False))
+def test_sparse_restores_any_bits_and_takes_them_back(dtype: str, count: int, random) -> None:
+    words, method = words_of(dtype), method_named("sparse")
+    if words.nbytes not in (2, 4):
+        return
+    basis = bytearray(random.randbytes(8 * count * words.nbytes))
+    tuned = bytearray(basis)
+    tuned[random.randrange(len(tuned))] ^= 0x55
+    parts = method.encode(memoryview(basis), memoryview(tuned), words, 1)
+    assert parts is not None
+    payload = b"".join(parts)
+    assert decode(method, bytes(basis), payload, dtype) == tuned
+    words_in_place = bytearray(tuned)
+    method.apply_(memoryview(words_in_place), memoryview(payload), words, reverse=True)
+    assert words_in_place == basis
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F32", "I16", "I64", "U8", "F4"])
+@pytest.mark.parametrize("effort", EFFORTS)
+def test_every_effort_tries_something_that_suits_the_words(effort: str, dtype: str) -> None:
+    words = words_of(dtype)
+    assert not attempts(effort, words, 8)  # its own bytes are shorter than any code
+    for nbytes in (300, 4096, 1 << 20):
+        tried = {attempt.method for attempt in attempts(effort, words, nbytes)}
+        assert tried
+        assert effort != "fast" or tried == {"ordz"}
+        assert "ordrans" not in tried or words.exponent_bits
+        assert "sparse" not in tried or words.nbytes in (2, 4)
+
+
 def test_the_registry_is_consistent() -> None:
-    assert [method.code for method in METHODS.values()] == list(METHODS) == [0, 1, 2]
+    assert [method.code for method in METHODS.values()] == list(METHODS) == [0, 1, 2, 3, 4]
     assert {name for names in CODECS.values() for name in names} == {m.name for m in METHODS.values()}
     with pytest.raises(UnknownCodec, match="gzip"):
         method_named("gzip")

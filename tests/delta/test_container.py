@@ -22,13 +22,15 @@ from tests.delta.test_basis import MemorySource
 from tests.generators.checkpoints import random_tensor, updated
 
 
-def write_delta(path: Path, base: torch.Tensor, tuned: torch.Tensor, name: str = "w") -> bytes:
+def write_delta(
+    path: Path, base: torch.Tensor, tuned: torch.Tensor, name: str = "w", effort: str = "fast"
+) -> bytes:
     """A delta file of one float tensor against its base; the tensor's bytes."""
     code = {torch.bfloat16: "BF16", torch.float32: "F32"}[tuned.dtype]
     data = tuned.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
     base_digest = bytes_digest(base.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     basis = Basis(name, base_digest, code, len(data))
-    encode = ChunkEncoder(BasisReader(MemorySource(**{name: base})), MemorySource(**{name: tuned}), (1,))
+    encode = ChunkEncoder(BasisReader(MemorySource(**{name: base})), MemorySource(**{name: tuned}), effort)
     with AtomicFile(path) as file:
         writer = DeltaWriter(file, "1" * 64, [name])
         chunks = []
@@ -82,10 +84,15 @@ def test_the_same_input_gives_the_same_bytes(tmp_path: Path, pair: tuple[torch.T
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_another_base_is_refused(tmp_path: Path, pair: tuple[torch.Tensor, torch.Tensor]) -> None:
+@pytest.mark.parametrize(
+    ("effort", "message"), [("fast", "restored chunk"), ("auto", "chunk 0: the payload does not fit")]
+)
+def test_another_base_is_refused(
+    tmp_path: Path, pair: tuple[torch.Tensor, torch.Tensor], effort: str, message: str
+) -> None:
     base, tuned = pair
-    write_delta(tmp_path / "d", base, tuned)
-    with pytest.raises(ChecksumError, match="restored chunk") as caught:
+    write_delta(tmp_path / "d", base, tuned, effort=effort)
+    with pytest.raises(ChecksumError, match=message) as caught:
         restore(tmp_path / "d", base + 1)
     assert caught.value.tensor == "w" and caught.value.file == str(tmp_path / "d")
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from graftwork.report import tables
-from graftwork.store.results import EntryInfo, GcReport, VerifyReport
+from graftwork.store.results import EntryInfo, EntryReport, GcReport, VerifyReport
 from tests.report.handmade import checkpoint_diff, lone_tensor, pack_result, tensor_diff, transformer
 
 
@@ -26,6 +26,27 @@ def test_list() -> None:
     text = shown(tables.list_table(entries, "b" * 64, False))
     assert "mail" in text and "dddddddddddd" in text and "1 entry; base bbbbbbbbbbbb, referred to" in text
     assert "held by the store" in shown(tables.list_table([], "b" * 64, True))
+    assert "difference to" not in text
+
+
+def test_list_of_a_chain() -> None:
+    rows = [("base", None, None), ("mail", "b", None), ("mail-2", "c", "mail"), ("lost", "e", None)]
+    entries = [
+        EntryInfo(name, "d" * 64, base and base * 64, 3, 1_000_000, 100_000, parent)
+        for name, base, parent in rows
+    ]
+    lines = shown(tables.list_table(entries, "b" * 64, True)).splitlines()
+    assert "difference to" in lines[1]
+    below = {line.split()[0]: " ".join(line.split()[8:-1]) for line in lines if "dddd" in line}
+    assert below == {"base": "–", "mail": "the base", "mail-2": "mail", "lost": "?"}
+
+
+def test_squash() -> None:
+    done, nothing = (
+        EntryReport("mail", "d" * 64, status, 1, 2000, 3, {}, {}) for status in ("squashed", "unchanged")
+    )
+    assert "mail squashed: 2.00 kB stored" in shown(tables.squash_table(done))
+    assert "nothing to do" in shown(tables.squash_table(nothing))
 
 
 def test_diff_names_what_changed_most_and_what_is_lost() -> None:

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import zstandard
 
+from tests.store.second_reader_codes import ordrans, sparse
+
 LEAF = 1 << 20
 WORD = {
     "I16": 2,
@@ -94,6 +96,25 @@ def join_planes(basis: bytes, payload: bytes, dtype: str) -> bytes:
     return unposition(base + difference, dtype).tobytes()
 
 
+def add_differences(basis: bytes, differences: list[int], dtype: str) -> bytes:
+    base = np.frombuffer(basis, f"<u{WORD[dtype]}")
+    wide = position(base, dtype).astype(np.int64) + np.array(differences, np.int64)
+    return unposition(wide.astype(base.dtype), dtype).tobytes()
+
+
+def restore_chunk(method: int, basis: bytes, payload: bytes, dtype: str) -> bytes:
+    if method < 2:
+        return (basis, payload)[method]
+    if method == 2:
+        return join_planes(basis, payload, dtype)
+    width = WORD[dtype]
+    if method == 4:
+        return add_differences(basis, sparse(payload, len(basis) // width, width), dtype)
+    assert method == 3
+    words = np.frombuffer(basis, f"<u{width}").tolist()
+    return add_differences(basis, ordrans(payload, words, width, 5 if dtype == "F16" else 8), dtype)
+
+
 class SecondReader:
     """Restores entries of a store; ``base(name)`` gives the bytes of a tensor of the base."""
 
@@ -102,7 +123,7 @@ class SecondReader:
         self.base = base
         text = (store / "store.json").read_bytes()
         self.root = json.loads(text)
-        assert self.root["format"] == "graftwork-store" and self.root["min_reader"] <= [1, 0]
+        assert self.root["format"] == "graftwork-store" and self.root["min_reader"] <= [1, 1]
         rest = {key: value for key, value in self.root.items() if key != "digest"}
         canonical = json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()
         assert hashlib.sha256(canonical).hexdigest() == self.root["digest"]
@@ -121,11 +142,32 @@ class SecondReader:
 
     def files(self, name: str) -> dict[str, bytes]:
         """Every file of an entry."""
-        entry = json.loads(self.object(self.root["entries"][name]["manifest"], "json"))
+        entry = self.entry(name)
         return {
             file["path"]: self.with_tensors(file, entry) if file["holds_tensors"] else self.blob(file["blob"])
             for file in entry["files"]
         }
+
+    def entry(self, name: str) -> dict[str, Any]:
+        entry = json.loads(self.object(self.root["entries"][name]["manifest"], "json"))
+        assert entry["format"] == "graftwork-entry" and entry["min_reader"] <= [1, 1]
+        return entry
+
+    def below(self, entry: dict[str, Any]) -> Callable[[str], bytes]:
+        """The tensors that an entry is a difference to: the base's, or those of the entry nearest to it."""
+        ends = (None, self.root["base"]["digest"])
+        if entry["base"] in ends:
+            return self.base
+        assert entry["min_reader"] >= [1, 1]
+        entries = [self.entry(name) for name in sorted(self.root["entries"])]
+        level = [other for other in entries if other["base"] in ends]
+        for _ in range(15):  # an entry stands on at most 15 others
+            found = [other for other in level if other["tensors_digest"] == entry["base"]]
+            if found:
+                return lambda key: self.tensor(found[0]["tensors"][key], found[0])
+            digests = {other["tensors_digest"] for other in level}
+            level = [other for other in entries if other["base"] in digests]
+        raise AssertionError("a chain that is too long, or leads nowhere")
 
     def with_tensors(self, file: dict[str, Any], entry: dict[str, Any]) -> bytes:
         head = self.blob(file["blob"])
@@ -134,14 +176,16 @@ class SecondReader:
         for name, row in header.items():
             if name != "__metadata__":
                 start, stop = (len(head) + offset for offset in row["data_offsets"])
-                out[start:stop] = self.tensor(entry["tensors"][name])
+                out[start:stop] = self.tensor(entry["tensors"][name], entry)
         return bytes(out)
 
-    def tensor(self, row: list[Any]) -> bytes:
+    def tensor(self, row: list[Any], entry: dict[str, Any]) -> bytes:
         _, _, digest, delta, key = row
         fields = safetensors(self.object(delta, "safetensors"))
-        record = json.loads(fields["__manifest__"][2])["tensors"][key]
-        basis = self.basis(record)
+        manifest = json.loads(fields["__manifest__"][2])
+        record = manifest["tensors"][key]
+        assert record["basis"] is None or manifest["base"] == entry["base"]
+        basis = self.basis(record, entry)
         if record["codec"] == "same":
             data = basis
         else:
@@ -151,11 +195,11 @@ class SecondReader:
         assert tree(data) == digest == record["digest"]
         return data
 
-    def basis(self, record: dict[str, Any]) -> bytes:
+    def basis(self, record: dict[str, Any], entry: dict[str, Any]) -> bytes:
         basis = record["basis"]
         if basis is None:
             return bytes(record["nbytes"])
-        raw = self.base(basis["name"])
+        raw = self.below(entry)(basis["name"])
         assert tree(raw) == basis["digest"]
         if basis["dtype"] != record["dtype"]:
             raw = cast(raw, basis["dtype"], record["dtype"])
@@ -169,9 +213,7 @@ class SecondReader:
             payload, own = stream[at : at + length], basis[index * LEAF : (index + 1) * LEAF]
             at += length
             assert zlib.crc32(payload) == crc
-            chunk = (own, payload, None)[record[4]]
-            if chunk is None:
-                chunk = join_planes(own, payload, dtype)
+            chunk = restore_chunk(record[4], own, payload, dtype)
             assert hashlib.sha256(chunk).digest() == record[12:]
             out.append(chunk)
         assert at == len(stream)

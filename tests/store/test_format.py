@@ -1,4 +1,4 @@
-"""The format does not drift: golden bytes of version 1.0, and a second reader written from its specification."""
+"""The format does not drift: golden bytes of every version, and a second reader written from its specification."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from graftwork.store import open_store, pack
 from tests.generators.checkpoints import base_tensors, file_hashes, random_tensor, tuned_tensors, write_folder
 from tests.store.second_reader import SecondReader, safetensors
 
-GOLDEN = Path(__file__).parent / "golden" / "store-1.0"
+GOLDEN = Path(__file__).parent / "golden"
+ENTRIES = {"store-1.0": ("a", "b"), "store-1.1": ("a", "b", "coded", "next")}
 
 
 def hand_made(folder: Path) -> None:
@@ -40,17 +41,44 @@ def hand_made(folder: Path) -> None:
         (folder / name / "config.json").write_text(f'{{"name": "{name}"}}')
 
 
+    hand_made_next(folder, base)
+
+
+def hand_made_next(folder: Path, base: dict[str, torch.Tensor]) -> None:
+    """What 1.1 adds: words that need entropy coding, and a fine-tune of a fine-tune; in integers, without any noise."""
+    places = torch.arange(3000, dtype=torch.int64)
+    far = ((places * places * 2654435761) >> 7) % 97 - 48
+    coded = {
+        "dense": (15000 + places % 700 + far).to(torch.int16).view(torch.bfloat16),
+        "wide": ((places + 120_000) * 8800 + far * far * far).to(torch.int32).view(torch.float32),
+        "few": (15000 + (places % 131 == 7) * far).to(torch.int16).view(torch.bfloat16),
+        "every": base["every"],
+    }
+    following = {
+        **coded,
+        "dense": (coded["dense"].view(torch.int16) + (places % 5 == 0).short()).to(torch.int16).view(torch.bfloat16),
+        "few": (coded["few"].view(torch.int16) - (places % 500 == 3).short()).to(torch.int16).view(torch.bfloat16),
+    }
+    for name, tensors in (("coded", coded), ("next", following)):
+        (folder / name).mkdir(parents=True)
+        save_file(tensors, folder / name / "model.safetensors")
+
+
 def pack_hand_made(folder: Path) -> Path:
     hand_made(folder)
-    pack(folder / "base", [folder / "a", folder / "b"], out=folder / "store", codec="fast")
-    return folder / "store"
+    store = folder / "store"
+    pack(folder / "base", [folder / "a", folder / "b"], out=store, codec="fast")
+    pack(folder / "base", folder / "coded", out=store, codec="auto")
+    pack(f"{store}:coded", folder / "next", out=store, codec="small", store_base=folder / "base")
+    return store
 
 
-def test_golden_store_is_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("golden", ENTRIES)
+def test_golden_store_is_read(tmp_path: Path, golden: str) -> None:
     hand_made(tmp_path)
-    shutil.copytree(GOLDEN, tmp_path / "golden")
+    shutil.copytree(GOLDEN / golden, tmp_path / "golden")
     with open_store(tmp_path / "golden", base=tmp_path / "base") as store:
-        for name in ("a", "b"):
+        for name in ENTRIES[golden]:
             store.checkout(name, tmp_path / "out" / name)
             assert file_hashes(tmp_path / "out" / name) == file_hashes(tmp_path / name)
         assert store.verify(deep=True).ok
@@ -59,17 +87,30 @@ def test_golden_store_is_read(tmp_path: Path) -> None:
 def test_golden_store_is_written(tmp_path: Path) -> None:
     """Compressed bytes depend on zstd's version: the golden ones are of 1.5.7."""
     assert zstandard.ZSTD_VERSION == (1, 5, 7), "constraints.txt pins a zstandard with zstd 1.5.7"
-    assert file_hashes(pack_hand_made(tmp_path)) == file_hashes(GOLDEN)
+    store = pack_hand_made(tmp_path)
+    assert file_hashes(store) == file_hashes(GOLDEN / "store-1.1")
+    assert methods(store) == {*range(5)}
+
+
+def methods(store: Path) -> set[int]:
+    """The methods that the chunks of a store use."""
+    found = set()
+    for path in store.rglob("*.safetensors"):
+        for name, row in safetensors(path.read_bytes()).items():
+            if name.endswith("::chunks"):
+                found |= set(row[2][4::44])
+    return found
 
 
 def base_bytes(path: Path) -> dict[str, bytes]:
     return {name: row[2] for name, row in safetensors(path.read_bytes()).items()}
 
 
-def test_second_reader_reads_the_golden_store(tmp_path: Path) -> None:
+@pytest.mark.parametrize("golden", ENTRIES)
+def test_second_reader_reads_the_golden_store(tmp_path: Path, golden: str) -> None:
     hand_made(tmp_path)
-    reader = SecondReader(GOLDEN, base_bytes(tmp_path / "base" / "model.safetensors").__getitem__)
-    for name in ("a", "b"):
+    reader = SecondReader(GOLDEN / golden, base_bytes(tmp_path / "base" / "model.safetensors").__getitem__)
+    for name in ENTRIES[golden]:
         wanted = {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
         assert reader.files(name) == wanted
 

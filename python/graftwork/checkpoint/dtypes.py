@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -54,6 +55,23 @@ DTYPES: dict[str, Dtype] = {
     )
 }
 
+_MAX_BITS = 8 * ((1 << 63) - 1)
+
+
+def tensor_bits(code: str, shape: Iterable[int]) -> int | None:
+    """Size of a tensor in bits; None if the sizes other than zero overflow 63 bits of bytes.
+
+    Takes time in proportion to the length of ``shape``: a product of hostile sizes never grows.
+    """
+    bits, is_empty = DTYPES[code].bits, False
+    for size in shape:
+        is_empty |= size == 0
+        bits *= size or 1
+        if bits > _MAX_BITS:
+            return None
+    return 0 if is_empty else bits
+
+
 _CODE_OF = {f"torch.{dtype.torch_name}": code for code, dtype in DTYPES.items() if dtype.torch_name}
 
 
@@ -63,6 +81,17 @@ def torch_dtype(code: str) -> torch.dtype | None:
 
     name = DTYPES[code].torch_name
     return None if name is None else getattr(torch, name, None)
+
+
+def torch_form(code: str, shape: tuple[int, ...]) -> tuple[torch.dtype, tuple[int, ...]] | None:
+    """Dtype and shape of a tensor in torch, or None where torch has no such tensor.
+
+    A type below a byte is packed: its last dimension counts torch's elements, each of several of the format's.
+    """
+    dtype, packed = torch_dtype(code), DTYPES[code].packed
+    if dtype is None or (packed > 1 and (not shape or shape[-1] % packed)):
+        return None
+    return dtype, shape if packed == 1 else (*shape[:-1], shape[-1] // packed)
 
 
 def code_of(dtype: torch.dtype) -> str | None:

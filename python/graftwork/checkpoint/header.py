@@ -18,15 +18,17 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from graftwork.checkpoint.dtypes import DTYPES, Dtype
+from graftwork.checkpoint.bulk import makes_many_objects
+from graftwork.checkpoint.dtypes import DTYPES, tensor_bits
 from graftwork.checkpoint.foreign import recognise
-from graftwork.checkpoint.source import SourceFile
+from graftwork.checkpoint.source import ReadableFile, SourceFile
 from graftwork.errors import CheckpointError
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 MAX_ENTRY_CHARACTERS = 1 << 16
 _MAX_INT = (1 << 63) - 1
 _LENGTH_BYTES = 8
+_USUAL_RANK = 16  # up to here the product of a shape costs nothing, whatever it says
 _ENTRY = '{"dtype": ..., "shape": [...], "data_offsets": [begin, end]}'
 _RESAVE = "save the file again with the safetensors library"
 _FETCH = "copy or download the file again"
@@ -87,7 +89,7 @@ def read_header(path: str | os.PathLike[str], file: str | None = None) -> Header
         return read_source_header(source, file or path.name)
 
 
-def read_source_header(source: SourceFile, file: str) -> Header:
+def read_source_header(source: ReadableFile, file: str) -> Header:
     """Read and check the header of an open file; the tensors' ``file`` is ``file``."""
     size = source.size
     prefix = source.read(0, min(size, _LENGTH_BYTES))
@@ -95,6 +97,7 @@ def read_source_header(source: SourceFile, file: str) -> Header:
     return parse_header(data, source.path, size, relative=file)
 
 
+@makes_many_objects
 def parse_header(
     data: bytes, file: str | os.PathLike[str], file_size: int, *, relative: str | None = None
 ) -> Header:
@@ -346,15 +349,15 @@ class _Parser:
                 wanted=f"at most {self.data_start + self.payload_bytes}",
                 remedy=_FETCH,
             )
-        if dtype.bits * prod(shape) != 8 * (end - begin) or begin == end:
-            self.check_size(name, dtype, shape, end - begin)
+        if len(shape) > _USUAL_RANK or dtype.bits * prod(shape) != 8 * (end - begin) or begin == end:
+            self.check_size(name, code, shape, end - begin)
         start = self.data_start
         self._tensors[name] = TensorInfo(name, code, shape, self.relative, start + begin, start + end)
 
-    def check_size(self, name: str, dtype: Dtype, shape: tuple[int, ...], nbytes: int) -> None:
-        what = f"{dtype.code} of shape {list(shape)}"
-        bits = dtype.bits * prod(shape)
-        if dtype.bits * prod(filter(None, shape)) > 8 * _MAX_INT:
+    def check_size(self, name: str, code: str, shape: tuple[int, ...], nbytes: int) -> None:
+        what = f"{code} of shape {list(shape)}"
+        bits = tensor_bits(code, shape)
+        if bits is None:
             self.refuse(
                 "the tensor's size overflows 64 bits", name, got=what, wanted=f"at most {_MAX_INT} bytes"
             )

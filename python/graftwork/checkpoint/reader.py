@@ -8,13 +8,14 @@ work on files that someone changes meanwhile ends in `SourceChanged` and not in 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from graftwork.checkpoint.dtypes import DTYPES, torch_dtype
+from graftwork.checkpoint.digest import LEAF_BYTES
+from graftwork.checkpoint.dtypes import torch_form
 from graftwork.checkpoint.files import is_partial
 from graftwork.checkpoint.folder import Index, find_index, list_files, model_files, read_config
 from graftwork.checkpoint.header import Header, TensorInfo, read_source_header
@@ -86,6 +87,15 @@ class Checkpoint:
         source = self._source(file)
         return source.read(0, source.size)
 
+    def file_pieces(self, file: str) -> Iterator[memoryview]:
+        """The bytes of any of the checkpoint's files, leaf by leaf of a digest, each valid until the next."""
+        size = self.file_size(file)
+        buffer = memoryview(bytearray(min(size, LEAF_BYTES)))
+        for offset in range(0, size, LEAF_BYTES):
+            piece = buffer[: min(LEAF_BYTES, size - offset)]
+            self.read_file_into(file, offset, piece)
+            yield piece
+
     def read_into(self, info: TensorInfo, offset: int, buffer: memoryview) -> None:
         """Fill ``buffer`` with bytes of a tensor's payload from byte ``offset`` of it; thread-safe.
 
@@ -125,8 +135,8 @@ class Checkpoint:
         return copy.view(dtype).reshape(shape)
 
     def _torch_type(self, info: TensorInfo) -> tuple[torch.dtype, tuple[int, ...]]:
-        dtype, packed = torch_dtype(info.dtype), DTYPES[info.dtype].packed
-        if dtype is None or (packed > 1 and (not info.shape or info.shape[-1] % packed)):
+        form = torch_form(info.dtype, info.shape)
+        if form is None:
             raise CheckpointError(
                 "torch has no tensor of this type",
                 file=self.root / info.file,
@@ -134,8 +144,7 @@ class Checkpoint:
                 got=f"{info.dtype} of shape {list(info.shape)}",
                 remedy="read its bytes with Checkpoint.read_into",
             )
-        shape = info.shape if packed == 1 else (*info.shape[:-1], info.shape[-1] // packed)
-        return dtype, shape
+        return form
 
     def _info(self, name: str) -> TensorInfo:
         info = self.tensors.get(self.tied.get(name, name))

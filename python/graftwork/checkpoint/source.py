@@ -8,9 +8,22 @@ import os
 import stat
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple, Protocol, Self
 
 from graftwork.errors import CheckpointError, SourceChanged
+
+
+class ReadableFile(Protocol):
+    """What a header or a delta file is read from: a `SourceFile`, or bytes in memory."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def size(self) -> int: ...
+
+    def read(self, offset: int, nbytes: int) -> bytes: ...
+    def read_into(self, offset: int, buffer: memoryview) -> None: ...
+    def close(self) -> None: ...
 
 
 class Signature(NamedTuple):
@@ -64,7 +77,7 @@ class SourceFile:
         """Fill ``buffer`` (writable bytes) from ``offset``; a file that became shorter is `SourceChanged`."""
         if not buffer.nbytes:
             return
-        view = buffer.cast("B")
+        view = buffer if buffer.format == "B" and buffer.ndim == 1 else buffer.cast("B")
         fd = self._acquire()
         try:
             while view:
@@ -128,7 +141,10 @@ class SourceFile:
             raise ValueError(f"{self.path} is closed")
         if self._fd is not None:
             return self._fd
-        fd = _open_regular(self.path)
+        try:
+            fd = _open_regular(self.path)
+        except FileNotFoundError as error:
+            raise SourceChanged("the file is gone", file=self.path, got=error.strerror) from error
         try:
             self._compare(Signature.of(os.fstat(fd)))
         except BaseException:

@@ -79,6 +79,15 @@ def write_checkpoint(
             write_file(folder.path / file, data)
 
 
+def checkpoint_bytes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
+    """The bytes of the single file that `write_checkpoint` writes, in memory."""
+    where = Path("<memory>")
+    _check_metadata(metadata, where)
+    codes = {name: _check_tensor(name, tensor, where) for name, tensor in tensors.items()}
+    order = _file_order(codes)
+    return b"".join([_header(order, tensors, codes, metadata), *(_payload(tensors[name]) for name in order)])
+
+
 def _check_metadata(metadata: Mapping[str, str], path: Path) -> None:
     for key, value in metadata.items():
         if not isinstance(key, str) or not isinstance(value, str):
@@ -179,11 +188,15 @@ def _json(value: Mapping[str, Any]) -> bytes:
 def _write_shard(
     path: Path, tensors: Mapping[str, torch.Tensor], codes: Mapping[str, str], metadata: Mapping[str, str]
 ) -> None:
-    order = sorted(tensors, key=lambda name: (-_CODE_RANK[codes[name]], name.encode()))
+    order = _file_order({name: codes[name] for name in tensors})
     with AtomicFile(path, replace=False) as file:
         file.write(_header(order, tensors, codes, metadata))
         for name in order:
             file.write(_payload(tensors[name]))
+
+
+def _file_order(codes: Mapping[str, str]) -> list[str]:
+    return sorted(codes, key=lambda name: (-_CODE_RANK[codes[name]], name.encode()))
 
 
 def _header(

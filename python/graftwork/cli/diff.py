@@ -7,13 +7,18 @@ from typing import Annotated
 
 import typer
 
-from graftwork.cli.options import Json, Quiet, Report, Threads
+from graftwork.cli.options import Json, Quiet, Report, StoreBase, Threads
 from graftwork.cli.terminal import print_result, progress_bar
 
 
 def diff(
-    base: Annotated[Path, typer.Argument(metavar="A", help="The base model.", show_default=False)],
-    tuned: Annotated[Path, typer.Argument(metavar="B", help="The fine-tune.", show_default=False)],
+    base: Annotated[
+        Path, typer.Argument(metavar="A", help="The base model: DIR, or STORE:NAME.", show_default=False)
+    ],
+    tuned: Annotated[
+        Path, typer.Argument(metavar="B", help="The fine-tune: DIR, or STORE:NAME.", show_default=False)
+    ],
+    store_base: StoreBase = None,
     threads: Threads = None,
     report: Report = None,
     as_json: Json = False,
@@ -28,12 +33,13 @@ def diff(
       graftwork diff base/ runs/chat
       graftwork diff base/ runs/chat --report chat.html
       graftwork diff a.safetensors b.safetensors --json
+      graftwork diff store:chat store:chat-2 --base base/
     """
     from graftwork import store
     from graftwork.report.tables import diff_table
 
     with progress_bar(quiet or as_json) as progress:
-        result = store.diff(base, tuned, threads=threads, progress=progress)
+        result = store.diff(base, tuned, store_base=store_base, threads=threads, progress=progress)
     if report is not None:
         from graftwork.report import write_report
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -14,6 +14,19 @@ Base = Annotated[
     typer.Option(
         "--base", metavar="DIR", help="The base model, unless the store holds it.", show_default=False
     ),
+]
+StoreBase = Annotated[
+    Path | None,
+    typer.Option(
+        "--base",
+        metavar="DIR",
+        help="With STORE:NAME: the base of that store, unless it holds it.",
+        show_default=False,
+    ),
+]
+Codec = Annotated[
+    Literal["auto", "fast", "small"] | None,
+    typer.Option("--codec", help="How hard to try (default: auto).", show_default=False),
 ]
 Threads = Annotated[
     int | None,

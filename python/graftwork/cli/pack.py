@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import fields
 from dataclasses import replace as with_changes
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from graftwork.cli.options import Json, Quiet, Report, Threads
+from graftwork.cli.options import Codec, Json, Quiet, Report, StoreBase, Threads
 from graftwork.cli.terminal import Progress, print_result, progress_bar
 
 if TYPE_CHECKING:
@@ -17,7 +17,12 @@ if TYPE_CHECKING:
     from graftwork.store.results import PackResult
 
 
-BaseModel = Annotated[Path | None, typer.Argument(metavar="BASE", help="The base model.", show_default=False)]
+BaseModel = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="BASE", help="The base model: DIR, or STORE:NAME, an entry of a store.", show_default=False
+    ),
+]
 FineTunes = Annotated[
     list[str] | None,
     typer.Argument(
@@ -29,10 +34,6 @@ FineTunes = Annotated[
 Out = Annotated[
     Path | None,
     typer.Option("--out", "-o", metavar="STORE", help="The store; made if missing.", show_default=False),
-]
-Codec = Annotated[
-    Literal["auto", "fast", "small"] | None,
-    typer.Option("--codec", help="How hard to try (default: auto).", show_default=False),
 ]
 WithBase = Annotated[
     bool, typer.Option("--with-base", help="Hold the base too, so that checkout needs nothing else.")
@@ -55,6 +56,7 @@ def pack(
     codec: Codec = None,
     with_base: WithBase = False,
     replace: Replace = False,
+    store_base: StoreBase = None,
     threads: Threads = None,
     recipe: Recipe = None,
     report: Report = None,
@@ -68,6 +70,7 @@ def pack(
       graftwork pack base/ runs/chat runs/code -o store/
       graftwork pack base/ chat=runs/2024-11-07 -o store/ --codec small
       graftwork pack base/ runs/chat -o store/ --with-base --report chat.html
+      graftwork pack store:chat runs/chat-2 -o store --base base/
       graftwork pack --recipe pack.yaml
 
     \b
@@ -78,6 +81,8 @@ def pack(
       codec: small
 
     An entry's name is its folder's name unless given. Packing the same content again changes nothing.
+    Packed against an entry of the same store (STORE:NAME), a fine-tune is stored as what changed since that one,
+    and needs it from then on; see [bold]graftwork squash[/bold].
     """
     from graftwork import store
     from graftwork.report.tables import pack_table
@@ -89,6 +94,7 @@ def pack(
         "codec": codec,
         "with_base": with_base,
         "replace": replace,
+        "store_base": store_base,
         "threads": threads,
     }
     job = _job(recipe, {key: value for key, value in given.items() if value})
@@ -124,7 +130,9 @@ def _write_report(path: Path, job: PackRecipe, result: PackResult, progress: Pro
     listed = job.finetunes.values() if isinstance(job.finetunes, dict) else job.finetunes
     sources = [source[1] if isinstance(source, tuple) else source for source in listed]
     diffs = {
-        entry.name: store.diff(job.base, source, threads=job.threads, progress=progress)
+        entry.name: store.diff(
+            job.base, source, store_base=job.store_base, threads=job.threads, progress=progress
+        )
         for entry, source in zip(result.entries[-len(sources) :], sources, strict=True)
     }
     write_report(path, title=f"Fine-tunes of {job.base.name}", pack=result, diffs=diffs)

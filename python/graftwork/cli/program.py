@@ -18,6 +18,7 @@ from graftwork.cli.info import info
 from graftwork.cli.list import list_
 from graftwork.cli.pack import pack
 from graftwork.cli.remove import remove
+from graftwork.cli.squash import squash
 from graftwork.cli.terminal import print_error, print_warning
 from graftwork.cli.verify import verify
 from graftwork.errors import GraftworkError
@@ -58,7 +59,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (pack, list_, diff, verify, checkout, remove, gc, info):
+for verb in (pack, list_, diff, verify, checkout, squash, remove, gc, info):
     app.command(verb.__name__.rstrip("_"))(verb)
 
 

@@ -9,6 +9,8 @@ from graftwork.cli.terminal import print_result
 def remove(store: Store, name: Name, as_json: Json = False, quiet: Quiet = False) -> None:
     """Take an entry out of a store; [bold]graftwork gc[/bold] then frees its space.
 
+    An entry that others were packed against stays until they are squashed or removed.
+
     \b
     [bold]Example[/bold]
       graftwork remove store/ chat

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import struct
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,7 +17,7 @@ import zstandard
 
 from graftwork.delta.basis import Words
 from graftwork.delta.pipeline import Scratch
-from graftwork.errors import DeltaError, UnknownCodec
+from graftwork.errors import ChecksumError, DeltaError, UnknownCodec
 
 Parts = Sequence[bytes | bytearray | memoryview]
 
@@ -188,10 +187,12 @@ class OrdinalRans:
         from graftwork.ops.entropy_delta import decode_ordinal_rans
 
         dtype = words.float_dtype
-        with _as_delta_error():
+        try:
             decode_ordinal_rans(
                 torch.frombuffer(basis, dtype=dtype), _bytes(payload), torch.frombuffer(tuned, dtype=dtype)
             )
+        except ValueError as error:  # the basis says how the payload is read
+            raise ChecksumError("the payload does not fit the base's words", remedy=WRONG_BASE) from error
 
 
 class Sparse:
@@ -222,9 +223,13 @@ class Sparse:
 
         from graftwork.ops.entropy_delta import apply_sparse_delta_
 
-        with _as_delta_error():
+        try:
             apply_sparse_delta_(torch.frombuffer(chunk, dtype=words.torch_dtype), _bytes(payload), reverse)
+        except ValueError as error:
+            raise DeltaError(f"a sparse chunk's payload is malformed: {error}") from error
 
+
+WRONG_BASE = "the base is not the one that the delta was made against, or the file is damaged"
 
 _WHOLE_CHUNK = 1 << 20  # words: no chunk has more
 
@@ -232,15 +237,9 @@ _WHOLE_CHUNK = 1 << 20  # words: no chunk has more
 def _bytes(payload: memoryview) -> Any:
     import torch
 
-    return torch.frombuffer(payload, dtype=torch.uint8) if payload else torch.empty(0, dtype=torch.uint8)
-
-
-@contextmanager
-def _as_delta_error() -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        raise DeltaError(f"a chunk's payload is malformed: {error}") from error
+    if not payload:
+        return torch.empty(0, dtype=torch.uint8)
+    return torch.frombuffer(bytearray(payload) if payload.readonly else payload, dtype=torch.uint8)
 
 
 METHODS: dict[int, Method] = {

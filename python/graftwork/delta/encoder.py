@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from graftwork.checkpoint.digest import leaf_digest
 from graftwork.delta.basis import Basis, BasisReader, Words, words_of
@@ -90,8 +91,13 @@ class ChunkEncoder:
 
 def codec_of(chunks: Sequence[Chunk]) -> str:
     """The narrowest codec whose methods these chunks use, for a tensor that is not its base tensor itself."""
-    used = {METHODS[chunk.method].name for chunk in chunks} | {"raw"}
-    return next(codec for codec, methods in CODECS.items() if used <= {*methods})
+    return _codec_of(frozenset(chunk.method for chunk in chunks))
+
+
+@cache
+def _codec_of(methods: frozenset[int]) -> str:
+    used = {METHODS[method].name for method in methods} | {"raw"}
+    return next(codec for codec, allowed in CODECS.items() if used <= {*allowed})
 
 
 def _equal(a: memoryview, b: memoryview) -> bool:

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import json
-import math
+import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from graftwork.checkpoint.bulk import makes_many_objects
 from graftwork.checkpoint.digest import LEAF_BYTES, tree_digest
-from graftwork.checkpoint.dtypes import DTYPES
-from graftwork.delta.basis import Basis
-from graftwork.delta.codecs import CODECS, METHODS
+from graftwork.checkpoint.dtypes import DTYPES, tensor_bits
+from graftwork.delta.basis import Basis, is_castable, words_of
+from graftwork.delta.codecs import CODECS, CODECS_OF_1_0, METHODS
 from graftwork.errors import ChecksumError, DeltaError, GraftworkError, UnknownCodec, VersionTooNew
 
 FORMAT = "graftwork-delta"
-VERSION = (1, 0)
-MIN_READER = (1, 0)
+VERSION = (1, 1)
 
+_DIGEST = re.compile("[0-9a-f]{64}")
 _CHUNK = struct.Struct("<IB3xI32s")
 CHUNK_RECORD_BYTES = _CHUNK.size
+MAX_PAYLOAD_BYTES = 4 * LEAF_BYTES
+"""No method needs more for a chunk, however bad the basis; so a reader need not take memory for what a table claims."""
 
 
 class Chunk(NamedTuple):
@@ -55,6 +58,11 @@ class TensorRecord:
         identity = (self.digest, self.dtype, self.nbytes)
         return self.basis is not None and identity == (self.basis.digest, self.basis.dtype, self.basis.nbytes)
 
+    @property
+    def in_format_1_0(self) -> bool:
+        """Whether readers of format 1.0 understand it."""
+        return self.codec in CODECS_OF_1_0 and (self.basis is None or self.basis.digest is not None)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON form, as it stands in the manifest."""
         return {
@@ -81,15 +89,23 @@ def unpack_table(table: bytes, record: TensorRecord, stream_bytes: int, file: Pa
     count = -(-record.nbytes // LEAF_BYTES)
     if len(table) != count * CHUNK_RECORD_BYTES:
         raise refuse("a chunk table has the wrong size", len(table), count * CHUNK_RECORD_BYTES)
-    chunks = tuple(Chunk(*_CHUNK.unpack_from(table, i * CHUNK_RECORD_BYTES)) for i in range(count))
-    stored = sum(chunk.length for chunk in chunks)
+    chunks = tuple(map(Chunk._make, _CHUNK.iter_unpack(table)))
+    stored = sum([chunk.length for chunk in chunks])
     if stored != stream_bytes:
         raise refuse("a tensor's chunks do not fill its stream", stored, stream_bytes)
     allowed = CODECS[record.codec]
     for chunk in chunks:
+        if chunk.length > MAX_PAYLOAD_BYTES:
+            raise refuse(
+                "a chunk's payload is larger than any method makes it", chunk.length, MAX_PAYLOAD_BYTES
+            )
         if chunk.method not in METHODS or METHODS[chunk.method].name not in allowed:
             raise refuse(f"a chunk of codec {record.codec!r} has another method", chunk.method, allowed)
-    if tree_digest(record.nbytes, (chunk.leaf for chunk in chunks)) != record.digest:
+        if not can_code(METHODS[chunk.method].name, record.dtype):
+            raise refuse(
+                "a chunk's method is not for the tensor's dtype", METHODS[chunk.method].name, record.dtype
+            )
+    if tree_digest(record.nbytes, [chunk.leaf for chunk in chunks]) != record.digest:
         raise ChecksumError(
             "a tensor's chunk digests do not add up to its digest",
             file=file,
@@ -99,18 +115,26 @@ def unpack_table(table: bytes, record: TensorRecord, stream_bytes: int, file: Pa
     return chunks
 
 
+def can_code(method: str, dtype: str) -> bool:
+    """Whether a method is for tensors of a dtype: ``ordrans`` for 16- and 32-bit floats, ``sparse`` for such words."""
+    words = words_of(dtype)
+    return {"ordrans": words.exponent_bits > 0, "sparse": words.nbytes in (2, 4)}.get(method, True)
+
+
+@makes_many_objects
 def manifest_bytes(base: str | None, records: Sequence[TensorRecord]) -> bytes:
     """The manifest as canonical JSON: sorted keys, no spaces, ASCII."""
     content = {
         "format": FORMAT,
         "version": list(VERSION),
-        "min_reader": list(MIN_READER),
+        "min_reader": [1, 0] if all(record.in_format_1_0 for record in records) else [1, 1],
         "base": base,
         "tensors": {record.name: record.to_dict() for record in records},
     }
     return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
 
 
+@makes_many_objects
 def parse_manifest(data: bytes, file: Path) -> tuple[str | None, dict[str, TensorRecord]]:
     """``(base digest, records by name)`` of a manifest; unknown extra keys are ignored, unknown codecs refused."""
     try:
@@ -131,8 +155,12 @@ def check_format(content: dict[str, Any], wanted: str, version: tuple[int, int],
     """Refuse a document of another format, or one whose ``min_reader`` is above ``version``."""
     if content["format"] != wanted:
         raise DeltaError("a file is of another format", file=file, got=content["format"], wanted=wanted)
-    minimum = tuple(int(part) for part in content["min_reader"])
-    if minimum > version:
+    for key in ("min_reader", "version"):
+        said = content[key]
+        if not (isinstance(said, list) and len(said) == 2 and all(type(part) is int for part in said)):
+            raise DeltaError(f"a file's {key} is not a version", file=file, got=said, wanted="[major, minor]")
+    minimum = content["min_reader"]
+    if tuple(minimum) > version:
         raise VersionTooNew(
             "a file was written by a newer graftwork",
             file=file,
@@ -144,7 +172,7 @@ def check_format(content: dict[str, Any], wanted: str, version: tuple[int, int],
 
 def is_digest(value: object) -> bool:
     """Whether ``value`` is 64 lower-case hexadecimal characters."""
-    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
+    return isinstance(value, str) and _DIGEST.fullmatch(value) is not None
 
 
 def _parse_record(name: str, row: dict[str, Any], file: Path) -> TensorRecord:
@@ -166,11 +194,11 @@ def _parse_record(name: str, row: dict[str, Any], file: Path) -> TensorRecord:
     shape = tuple(row["shape"])
     if not all(type(size) is int and size >= 0 for size in (*shape, nbytes)):
         raise refuse("a tensor's shape or size is not made of whole numbers", (shape, nbytes), ">= 0")
-    if math.prod(shape) * DTYPES[dtype].bits != 8 * nbytes:
+    if tensor_bits(dtype, shape) != 8 * nbytes:
         raise refuse("a tensor's size does not follow from its shape", nbytes, f"{dtype} {list(shape)}")
     if not is_digest(row["digest"]):
         raise refuse("a tensor's digest is malformed", row["digest"], "64 hexadecimal characters")
-    basis = _parse_basis(name, row["basis"], nbytes, file)
+    basis = _parse_basis(name, row["basis"], dtype, nbytes, file)
     record = TensorRecord(name, dtype, shape, nbytes, row["digest"], codec, basis)
     if codec == "same" and not record.equals_basis:
         raise refuse(
@@ -179,16 +207,17 @@ def _parse_record(name: str, row: dict[str, Any], file: Path) -> TensorRecord:
     return record
 
 
-def _parse_basis(name: str, row: dict[str, Any] | None, nbytes: int, file: Path) -> Basis | None:
+def _parse_basis(name: str, row: dict[str, Any] | None, dtype: str, nbytes: int, file: Path) -> Basis | None:
     if row is None:
         return None
     basis = Basis(row["name"], row["digest"], row["dtype"], row["nbytes"])
     if not (
         isinstance(basis.name, str)
-        and is_digest(basis.digest)
-        and basis.dtype in DTYPES
+        and (basis.digest is None or is_digest(basis.digest))
+        and is_castable(basis.dtype, dtype)
         and type(basis.nbytes) is int
         and 0 <= basis.nbytes <= nbytes
+        and (basis.dtype == dtype or 8 * basis.nbytes % DTYPES[dtype].bits == 0)  # a cast is of whole words
     ):
         raise DeltaError("a tensor's basis is malformed", file=file, tensor=name, got=row, remedy=_REMEDY)
     return basis

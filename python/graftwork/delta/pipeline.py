@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+_BATCH_BYTES = 1 << 20
+_BATCH_ITEMS = 256
 
 Progress = Callable[[str, int, int], None]
 """``progress(stage, done_bytes, total_bytes)``, called from the caller's thread as work advances."""
@@ -22,36 +25,61 @@ def default_threads() -> int:
 
 
 def ordered_map(
-    function: Callable[[T], R], items: Iterable[T], *, threads: int, window: int | None = None
-) -> Iterator[R]:
+    function: Callable[[T], R],
+    items: Iterable[T],
+    *,
+    threads: int,
+    window: int | None = None,
+    weigh: Callable[[T], int] | None = None,
+) -> Generator[R, None, None]:
     """Yield ``function(item)`` for every item, in the items' order, computed on ``threads`` threads.
 
     At most ``window`` results (default: ``4 * threads``) wait unconsumed, so memory stays bounded however
     slowly the consumer takes them. Each worker runs its operations on one thread: the pieces are the
     parallelism. The first exception is raised in the caller's thread; work not yet begun is dropped.
+
+    With ``weigh``, which gives the bytes that an item stands for, a thread is handed several small items at a
+    time: to hand over one costs more than the work on it. The window then counts such batches.
     """
     from graftwork.ops._native import thread_limit
 
-    def run(item: T) -> R:
+    def run(batch: Sequence[T]) -> list[R]:
         with thread_limit(1):
-            return function(item)
+            return [function(item) for item in batch]
 
+    batches = ([item] for item in items) if weigh is None else _batches(items, weigh)
     if threads <= 1:
-        yield from map(run, items)
+        for batch in batches:
+            yield from run(batch)
         return
     ahead = window or 4 * threads
-    pending: deque[Future[R]] = deque()
+    pending: deque[Future[list[R]]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="graftwork") as pool:
         try:
-            for item in items:
-                pending.append(pool.submit(run, item))
+            for batch in batches:
+                pending.append(pool.submit(run, batch))
                 if len(pending) >= ahead:
-                    yield pending.popleft().result()
+                    yield from pending.popleft().result()
             while pending:
-                yield pending.popleft().result()
+                yield from pending.popleft().result()
         finally:
             for future in pending:
                 future.cancel()
+
+
+def _batches(items: Iterable[T], weigh: Callable[[T], int]) -> Iterator[list[T]]:
+    """Cut ``items`` into batches of at most ``_BATCH_BYTES`` together; a larger item is alone."""
+    batch: list[T] = []
+    room = _BATCH_BYTES
+    for item in items:
+        nbytes = weigh(item)
+        if batch and (nbytes > room or len(batch) == _BATCH_ITEMS):
+            yield batch
+            batch, room = [], _BATCH_BYTES
+        batch.append(item)
+        room -= nbytes
+    if batch:
+        yield batch
 
 
 class Scratch(threading.local):

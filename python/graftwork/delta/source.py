@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from operator import itemgetter
 from typing import Protocol
 
 from graftwork.checkpoint import Checkpoint
+from graftwork.checkpoint.bulk import makes_many_objects
 from graftwork.checkpoint.digest import LEAF_BYTES, leaf_digest, tree_digest
 from graftwork.delta.pipeline import Progress, Scratch, ordered_map
 from graftwork.errors import CheckpointError
@@ -36,6 +40,30 @@ class TensorSource(Protocol):
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
         """Fill ``buffer`` with the tensor's bytes from ``offset`` on. Thread-safe."""
         ...
+
+
+class ViewableSource(TensorSource, Protocol):
+    """A source that holds its tensors in memory."""
+
+    def view(self, name: str, offset: int, length: int) -> memoryview | None:
+        """The tensor's bytes where they lie, writable; None if they do not lie one after another. Thread-safe."""
+        ...
+
+
+def view_piece(source: TensorSource, name: str, offset: int, length: int) -> memoryview | None:
+    """The tensor's bytes where they lie, if the source is a `ViewableSource` and has them one after another."""
+    view: Callable[[str, int, int], memoryview | None] | None = getattr(source, "view", None)
+    return None if view is None else view(name, offset, length)
+
+
+def read_piece(source: TensorSource, name: str, offset: int, buffer: memoryview) -> memoryview:
+    """The tensor's ``len(buffer)`` bytes from ``offset`` on: a view of them if the source has one, else ``buffer``,
+    filled."""
+    view = view_piece(source, name, offset, len(buffer))
+    if view is not None:
+        return view
+    source.read_into(name, offset, buffer)
+    return buffer
 
 
 class CheckpointSource:
@@ -79,11 +107,12 @@ class Description:
 
     tensors: Mapping[str, DescribedTensor]
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 of the canonical JSON listing: independent of shards, tensor order and metadata."""
         return hashlib.sha256(self.to_json()).hexdigest()
 
+    @makes_many_objects
     def to_json(self) -> bytes:
         """Canonical listing ``{name: [dtype, shape, digest]}`` with sorted names."""
         rows = {t.name: [t.dtype, list(t.shape), t.digest] for t in self.tensors.values()}
@@ -114,11 +143,11 @@ def describe(
         return leaf_digest(buffer)
 
     jobs = ((meta.name, offset, length) for meta in metas for offset, length in leaf_ranges(meta.nbytes))
-    leaves = ordered_map(digest_leaf, jobs, threads=threads)
+    leaves = ordered_map(digest_leaf, jobs, threads=threads, weigh=itemgetter(2))
     done = 0
     described: dict[str, DescribedTensor] = {}
     for meta in metas:
-        own = tuple(next(leaves) for _ in leaf_ranges(meta.nbytes))
+        own = tuple(islice(leaves, -(-meta.nbytes // LEAF_BYTES)))
         described[meta.name] = DescribedTensor(
             meta.name, meta.dtype, tuple(meta.shape), meta.nbytes, tree_digest(meta.nbytes, own), own
         )

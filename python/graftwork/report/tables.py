@@ -25,7 +25,14 @@ from graftwork.report.wording import (
 
 if TYPE_CHECKING:
     from graftwork.store.diff import CheckpointDiff, TensorDiff
-    from graftwork.store.results import CheckoutResult, EntryInfo, GcReport, PackResult, VerifyReport
+    from graftwork.store.results import (
+        CheckoutResult,
+        EntryInfo,
+        EntryReport,
+        GcReport,
+        PackResult,
+        VerifyReport,
+    )
 
 __all__ = [
     "checkout_table",
@@ -35,6 +42,7 @@ __all__ = [
     "list_table",
     "pack_table",
     "remove_table",
+    "squash_table",
     "verify_table",
 ]
 
@@ -59,14 +67,26 @@ def pack_table(result: PackResult) -> RenderableType:
 
 
 def list_table(entries: Sequence[EntryInfo], base_digest: str, holds_base: bool) -> RenderableType:
-    """One line an entry: sizes and digest; then where the base is."""
-    table = _table("entry", ">tensors", ">files", ">stored", ">share", "digest")
+    """One line an entry: sizes and digest, and in a store with chains its parent; then where the base is."""
+    chained = any(entry.base_digest not in (None, base_digest) for entry in entries)
+    parent = ("difference to",) if chained else ()
+    table = _table("entry", ">tensors", ">files", ">stored", ">share", *parent, "digest")
     for entry in entries:
         sizes = _sizes(entry.file_bytes, entry.stored_bytes)
-        table.add_row(_name(entry.name), f"{entry.tensors:,}", *sizes, entry.digest[:_DIGEST])
+        below = (_parent(entry, base_digest),) if chained else ()
+        table.add_row(_name(entry.name), f"{entry.tensors:,}", *sizes, *below, entry.digest[:_DIGEST])
     held = "held by the store" if holds_base else "referred to by digest"
     count = count_of(len(entries), "entry")
     return Group(table, _line(f"{count}; base {base_digest[:_DIGEST]}, {held}"))
+
+
+def _parent(entry: EntryInfo, base_digest: str) -> Text:
+    """What an entry is a difference to: an entry, the base, or nothing."""
+    if entry.base_digest is None:
+        return Text(NOTHING)
+    if entry.base_digest == base_digest:
+        return Text("the base", style="dim")
+    return Text("?", style="bold red") if entry.parent is None else _name(entry.parent)
 
 
 def diff_table(diff: CheckpointDiff) -> RenderableType:
@@ -141,6 +161,16 @@ def checkout_table(result: CheckoutResult) -> RenderableType:
 def gc_table(report: GcReport) -> RenderableType:
     """What was removed."""
     return Text(f"removed {count_of(report.files, 'file')}, {show_bytes(report.bytes)}")
+
+
+def squash_table(report: EntryReport) -> RenderableType:
+    """What became of the entry, and what comes next."""
+    if report.status == "unchanged":
+        return Text(f"{show_name(report.name)} is no difference to another entry: nothing to do")
+    stored = show_bytes(report.stored_bytes)
+    return Text(
+        f"{show_name(report.name)} squashed: {stored} stored; graftwork gc frees what it leaves behind"
+    )
 
 
 def remove_table(name: str) -> RenderableType:

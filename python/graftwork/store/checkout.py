@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from graftwork.checkpoint import files
-from graftwork.checkpoint.header import Header, parse_header
+from graftwork.checkpoint.digest import LEAF_BYTES
+from graftwork.checkpoint.header import MAX_HEADER_BYTES, Header, parse_header
 from graftwork.delta.pipeline import Progress, Scratch, ordered_map
 from graftwork.delta.source import TensorSource, leaf_ranges
 from graftwork.errors import StoreError
@@ -15,16 +16,17 @@ from graftwork.store.entry import EntryManifest, StoredFile
 from graftwork.store.objects import ObjectFolder
 from graftwork.store.results import CheckoutResult
 
+_RUN_PIECES = 256
+_WORD_BYTES = 8
 
-@dataclass(frozen=True, slots=True)
-class _ChunkJob:
-    """A chunk to restore: where it comes from and where in which file it goes."""
 
-    file: files.AtomicFile
+class _Run(NamedTuple):
+    """Chunks that follow each other in a file: many small ones are restored and written at once."""
+
     position: int
-    name: str
-    offset: int
-    length: int
+    nbytes: int
+    pieces: list[tuple[str, int, int]]
+    """Tensor, offset in it, and length."""
 
 
 def checkout_entry(
@@ -56,7 +58,7 @@ def checkout_entry(
 
 def entry_header(objects: ObjectFolder, file: StoredFile, entry: EntryManifest) -> Header:
     """The header of a file with tensors, checked against the tensors that the entry holds."""
-    header = parse_header(objects.blob(file.blob), file.path, file.nbytes)
+    header = parse_header(objects.blob(file.blob, 8 + MAX_HEADER_BYTES), file.path, file.nbytes)
     for info in header.tensors:
         held = entry.tensors.get(info.name)
         if held is None or (held.dtype, held.shape) != (info.dtype, info.shape):
@@ -69,22 +71,37 @@ def _restore_tensors(
 ) -> None:
     scratch = Scratch()
 
-    def restore(job: _ChunkJob) -> int:
-        buffer = scratch.buffer("chunk", job.length)
-        source.read_into(job.name, job.offset, buffer)
-        job.file.pwrite(job.position, buffer)
-        return job.length
+    def restore(run: _Run) -> int:
+        buffer = scratch.buffer("run", run.nbytes)
+        at = 0
+        for name, offset, length in run.pieces:
+            source.read_into(name, offset, buffer[at : at + length])
+            at += length
+        target.pwrite(run.position, buffer)
+        return run.nbytes
 
     target.write(header.raw)
     done.add(len(header.raw))
-    for length in ordered_map(restore, _chunk_jobs(target, header), threads=threads):
-        done.add(length)
+    for nbytes in ordered_map(restore, _runs(header), threads=threads):
+        done.add(nbytes)
 
 
-def _chunk_jobs(target: files.AtomicFile, header: Header) -> Iterator[_ChunkJob]:
+def _runs(header: Header) -> Iterator[_Run]:
+    """The file's chunks, in order, up to a chunk's bytes together. Words stay aligned in a run's buffer."""
+    pieces: list[tuple[str, int, int]] = []
+    start = nbytes = 0
     for info in header.tensors:
         for offset, length in leaf_ranges(info.nbytes):
-            yield _ChunkJob(target, info.start + offset, info.name, offset, length)
+            full = nbytes + length > LEAF_BYTES or len(pieces) == _RUN_PIECES
+            if pieces and (full or nbytes % _WORD_BYTES):
+                yield _Run(start, nbytes, pieces)
+                pieces, nbytes = [], 0
+            if not pieces:
+                start = info.start + offset
+            pieces.append((info.name, offset, length))
+            nbytes += length
+    if pieces:
+        yield _Run(start, nbytes, pieces)
 
 
 class _Counter:

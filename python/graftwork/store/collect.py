@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from graftwork.checkpoint import files
 from graftwork.checkpoint.files import FolderLock
+from graftwork.store.chains import check_change
 from graftwork.store.results import GcReport
 from graftwork.store.root import READER_LOCK, WRITER_LOCK, Root, read_root, write_root
 
@@ -15,12 +16,16 @@ if TYPE_CHECKING:
 
 
 def remove(store: Store, name: str) -> None:
-    """Commit a root without entry ``name``."""
+    """Commit a root without entry ``name``; refuse it if other entries are differences to that."""
     with FolderLock(store.path / WRITER_LOCK):
         store.root = read_root(store.path, to_write=True)
         store.manifest_digest(name)  # it exists; a damaged one can be removed too
-        store.root = store.root.without_entry(name)
-        write_root(store.path, store.root)
+        links = store.sources.links()
+        left = {other: link for other, link in links.items() if other != name}
+        check_change(links, left, store.root.base, name)
+        root = store.root.without_entry(name)
+        write_root(store.path, root)
+        store.root = root
 
 
 def collect(store: Store) -> GcReport:

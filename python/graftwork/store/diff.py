@@ -5,18 +5,18 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from functools import reduce
 from operator import add
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from graftwork.checkpoint import Checkpoint, open_checkpoint
+from graftwork.checkpoint import Checkpoint
 from graftwork.checkpoint.dtypes import DTYPES
 from graftwork.delta.basis import Basis, BasisReader, find_basis
 from graftwork.delta.pipeline import Progress, Scratch, default_threads, ordered_map
-from graftwork.delta.source import CheckpointSource
+from graftwork.store.stored import Readable, check_store_base, open_readable, source_of
 from graftwork.store.update_stats import Survival, UpdateStats
 
 if TYPE_CHECKING:
@@ -132,6 +132,7 @@ def diff(
     a: str | PathLike[str] | Checkpoint,
     b: str | PathLike[str] | Checkpoint,
     *,
+    store_base: str | PathLike[str] | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> CheckpointDiff:
@@ -140,7 +141,10 @@ def diff(
     Parameters
     ----------
     a, b : path or Checkpoint
-        The base and the fine-tune: a folder of safetensors files, or one such file.
+        The base and the fine-tune: a folder of safetensors files, one such file, or ``STORE:NAME``, an entry of
+        a store (unless a file or folder has just that name).
+    store_base : path, optional
+        The folder of the base that the entries of such a store are differences to, unless it holds that.
     threads : int, optional
         Threads that read and compare; all processors by default. The result does not depend on it.
     progress : callable, optional
@@ -153,13 +157,21 @@ def diff(
 
     Raises
     ------
-    CheckpointError
-        A checkpoint is malformed.
+    CheckpointError, StoreError
+        A checkpoint is malformed, or a store has no such entry.
+    BaseRequired, BaseMismatch
+        An entry's base is not at hand, or another one was given.
     SourceChanged
         A file changed while it was being read.
     """
-    with _opened(a) as base, _opened(b) as tuned:
-        tensors = tuple(_tensor_diffs(base, tuned, threads or default_threads(), progress))
+    threads = threads or default_threads()
+    check_store_base(store_base, a, b)
+    with ExitStack() as stack:
+        base, tuned = (
+            stack.enter_context(open_readable(source, store_base, threads=threads, progress=progress))
+            for source in (a, b)
+        )
+        tensors = tuple(_tensor_diffs(base, tuned, threads, progress))
         result = CheckpointDiff(
             base=str(base.path),
             tuned=str(tuned.path),
@@ -198,11 +210,7 @@ class _Pair(NamedTuple):
         return "shape differs" if self.base.shape != self.tuned.shape else None
 
 
-def _opened(source: str | PathLike[str] | Checkpoint) -> AbstractContextManager[Checkpoint]:
-    return nullcontext(source) if isinstance(source, Checkpoint) else open_checkpoint(source)
-
-
-def _pairs(base: Checkpoint, tuned: Checkpoint) -> Iterator[_Pair]:
+def _pairs(base: Readable, tuned: Readable) -> Iterator[_Pair]:
     for name in dict.fromkeys((*tuned.tensors, *base.tensors)):
         a, b = base.tensors.get(name), tuned.tensors.get(name)
         yield _Pair(name, a, b, find_basis(b, a, "") if b else None)
@@ -229,13 +237,13 @@ def _ranges(pair: _Pair) -> Iterator[tuple[int, int]]:
 
 
 def _tensor_diffs(
-    base: Checkpoint, tuned: Checkpoint, threads: int, progress: Progress | None
+    base: Readable, tuned: Readable, threads: int, progress: Progress | None
 ) -> Iterator[TensorDiff]:
     from graftwork.ops.lossless_delta import conditional_entropy_bits
 
     pairs = list(_pairs(base, tuned))
     total = sum(length for pair in pairs for _, length in _ranges(pair))
-    scratch, reader = Scratch(), BasisReader(CheckpointSource(base))
+    scratch, reader = Scratch(), BasisReader(source_of(base))
 
     def compare(job: tuple[str, Basis | None, int, int]) -> tuple[UpdateStats, torch.Tensor]:
         name, basis, offset, length = job
@@ -318,7 +326,7 @@ def _for_total(tensor: TensorDiff) -> UpdateStats:
     return replace(stats, update_square=0.0, base_square=0.0, tuned_square=0.0, max_update=0.0)
 
 
-def _file_diffs(base: Checkpoint, tuned: Checkpoint) -> Iterator[FileDiff]:
+def _file_diffs(base: Readable, tuned: Readable) -> Iterator[FileDiff]:
     for name in sorted({*base.other_files, *tuned.other_files}):
         if not name.endswith(_INDEX):
             left, right = _file_digest(base, name), _file_digest(tuned, name)
@@ -326,19 +334,16 @@ def _file_diffs(base: Checkpoint, tuned: Checkpoint) -> Iterator[FileDiff]:
                 yield FileDiff(name, left, right)
 
 
-def _file_digest(checkpoint: Checkpoint, name: str) -> str | None:
+def _file_digest(checkpoint: Readable, name: str) -> str | None:
     if name not in checkpoint.other_files:
         return None
-    digest, size = hashlib.sha256(), checkpoint.file_size(name)
-    buffer = memoryview(bytearray(min(size, CHUNK_BYTES)))
-    for offset in range(0, size, CHUNK_BYTES):
-        piece = buffer[: min(CHUNK_BYTES, size - offset)]
-        checkpoint.read_file_into(name, offset, piece)
+    digest = hashlib.sha256()
+    for piece in checkpoint.file_pieces(name):
         digest.update(piece)
     return digest.hexdigest()
 
 
-def _layout_differences(base: Checkpoint, tuned: Checkpoint) -> Iterator[str]:
+def _layout_differences(base: Readable, tuned: Readable) -> Iterator[str]:
     """Containers may differ and hold the same tensors: one sentence for each way they do."""
     if set(base.headers) != set(tuned.headers):
         yield f"other tensor files: {len(base.headers)} in the base, {len(tuned.headers)} in the fine-tune"

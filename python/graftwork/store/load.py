@@ -16,16 +16,16 @@ def load_into(model: nn.Module, store: Store, name: str) -> None:
     """Copy entry ``name`` of ``store`` into ``model``; see `Store.load_into`."""
     import torch
 
-    from graftwork.checkpoint.dtypes import code_of
+    from graftwork.checkpoint.dtypes import code_of, torch_form
 
     targets = model.state_dict(keep_vars=True)
     entry = store.entry(name)
     faults = [f"{key}: the model has no such parameter" for key in entry.tensors if key not in targets]
     for key in entry.tensors.keys() & targets.keys():
         held, wanted = entry.tensors[key], targets[key]
-        found = (code_of(wanted.dtype), tuple(wanted.shape))
-        if found != (held.dtype, held.shape):
-            faults.append(f"{key}: stored {held.dtype} {list(held.shape)}, model {found[0]} {list(found[1])}")
+        if torch_form(held.dtype, held.shape) != (wanted.dtype, tuple(wanted.shape)):
+            found = f"{code_of(wanted.dtype)} {list(wanted.shape)}"
+            faults.append(f"{key}: stored {held.dtype} {list(held.shape)}, model {found}")
     loaded = {_memory(targets[key]) for key in entry.tensors if key in targets}
     faults += [
         f"{key}: not in the entry, and tied to nothing that is"

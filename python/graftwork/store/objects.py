@@ -6,7 +6,7 @@ for all other files, each one zstd frame.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import zstandard
@@ -41,7 +41,8 @@ class ObjectFolder:
             raise StoreError(
                 "an object of the store is missing",
                 file=path,
-                remedy="restore the file from a copy of the store, or pack the fine-tune again",
+                remedy="if another process has just changed the store, open it again; else restore the file from a "
+                "copy of the store, or pack the fine-tune again",
             )
         return path
 
@@ -79,24 +80,40 @@ class ObjectFolder:
             files.move_file(incoming, path)
         return digest
 
-    def put_blob(self, source: Path) -> dict[str, object]:
-        """Store a file compressed; the reference to it for a manifest."""
-        nbytes = source.stat().st_size
+    def copy(self, other: ObjectFolder, digest: str, suffix: str) -> None:
+        """Take an object over from another folder; ChecksumError if its bytes are not what they were."""
+        source = other.find(digest, suffix)
+        if self.locate(digest, suffix).exists():
+            return
+
+        def write(file: files.AtomicFile) -> None:
+            with source.open("rb") as stream:
+                while piece := stream.read(LEAF_BYTES):
+                    file.write(piece)
+
+        if self.put_file(write, suffix) != digest:
+            raise ChecksumError(
+                "an object differs from its digest", file=source, remedy="restore it from a copy"
+            )
+
+    def put_blob(self, leaves: Iterable[memoryview], nbytes: int) -> dict[str, object]:
+        """Store ``nbytes`` bytes, which come leaf by leaf, compressed; the reference to them for a manifest."""
+        digests = []
 
         def compress(file: files.AtomicFile) -> None:
             compressor = _compressor(nbytes).chunker(size=nbytes, chunk_size=LEAF_BYTES)
-            with source.open("rb") as stream:
-                while piece := stream.read(LEAF_BYTES):
-                    for part in compressor.compress(piece):
-                        file.write(part)
+            for leaf in leaves:
+                digests.append(leaf_digest(leaf))
+                for part in compressor.compress(leaf):
+                    file.write(part)
             for part in compressor.finish():
                 file.write(part)
 
-        original, _ = file_digest(source, self._threads)
-        return {"object": self.put_file(compress, "zst"), "digest": original, "nbytes": nbytes}
+        stored = self.put_file(compress, "zst")
+        return {"object": stored, "digest": tree_digest(nbytes, digests), "nbytes": nbytes}
 
     def put_blob_bytes(self, data: bytes) -> dict[str, object]:
-        """Store bytes compressed, as ``put_blob`` does a file."""
+        """Store bytes compressed, as ``put_blob`` does those of a file."""
         stored = self.put(_compressor(len(data)).compress(data), "zst")
         return {"object": stored, "digest": bytes_digest(data), "nbytes": len(data)}
 
@@ -128,8 +145,13 @@ class ObjectFolder:
                 wanted=f"{wanted} bytes",
             )
 
-    def blob(self, reference: dict[str, object]) -> bytes:
-        """A blob's original bytes."""
+    def blob(self, reference: dict[str, object], limit: int) -> bytes:
+        """A blob's original bytes; StoreError, before they are read, if there are more than ``limit``."""
+        if (nbytes := int(str(reference["nbytes"]))) > limit:
+            path = self.locate(str(reference["object"]), "zst")
+            raise StoreError(
+                "a stored file is too large to be read whole", file=path, got=nbytes, wanted=f"at most {limit}"
+            )
         return b"".join(self.blob_pieces(reference))
 
     def files(self) -> list[Path]:

@@ -34,7 +34,8 @@ class CodecUse(_Record):
 
 @dataclass(frozen=True)
 class EntryReport(_Record):
-    """One fine-tune after ``pack``. ``status`` is ``added``, ``replaced`` or ``unchanged``.
+    """One entry after ``pack`` (``status`` is ``added``, ``replaced`` or ``unchanged``) or ``squash`` (``squashed``
+    or ``unchanged``).
 
     ``file_bytes`` are the bytes of all its files; ``stored_bytes`` those that it added to the store.
     ``facts`` says which tensors are not plain differences: cast, grown, cut, on one side only, tied.
@@ -61,7 +62,10 @@ class PackResult(_Record):
 
 @dataclass(frozen=True)
 class EntryInfo(_Record):
-    """One entry of a store, as ``list`` shows it. ``base_digest`` is None for an entry that needs no base."""
+    """One entry of a store, as ``list`` shows it. ``base_digest`` is None for an entry that needs no base.
+
+    ``parent`` is the entry that it is a difference to; None if that is the store's base, or nothing.
+    """
 
     name: str
     digest: str
@@ -69,6 +73,7 @@ class EntryInfo(_Record):
     tensors: int
     file_bytes: int
     stored_bytes: int
+    parent: str | None = None
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ WRITER_LOCK = "writer.lock"
 READER_LOCK = "reader.lock"
 """Shared by whoever reads objects; held exclusively by gc, which removes them."""
 FORMAT = "graftwork-store"
-VERSION = (1, 0)
+VERSION = (1, 1)
 MIN_READER = (1, 0)
 
 

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from graftwork.checkpoint import Checkpoint, open_checkpoint
-from graftwork.checkpoint.digest import bytes_digest
+from graftwork.checkpoint.digest import LEAF_BYTES, bytes_digest
 from graftwork.checkpoint.files import FolderLock
-from graftwork.delta.basis import BasisReader
-from graftwork.delta.container import DeltaFile
 from graftwork.delta.pipeline import Progress, default_threads, ordered_map
-from graftwork.delta.source import CheckpointSource, TensorSource, describe, leaf_ranges
-from graftwork.errors import BaseRequired, ChecksumError, StoreError
-from graftwork.store.base import EntrySource, check_record, check_same_base
+from graftwork.delta.source import leaf_ranges
+from graftwork.errors import ChecksumError, DeltaError, StoreError
 from graftwork.store.checkout import checkout_entry
 from graftwork.store.entry import EntryManifest, parse_entry
 from graftwork.store.objects import ObjectFolder
-from graftwork.store.results import CheckoutResult, EntryInfo, GcReport, VerifyReport
+from graftwork.store.results import CheckoutResult, EntryInfo, EntryReport, GcReport, VerifyReport
 from graftwork.store.root import OBJECTS, READER_LOCK, Root, read_root
+from graftwork.store.sources import Sources
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -48,12 +45,8 @@ class Store:
         self.path = Path(path)
         self.root: Root = read_root(self.path)
         self.objects = ObjectFolder(self.path / OBJECTS)
-        self._base_path = None if base is None else Path(base)
+        self.sources = Sources(self, None if base is None else Path(base))
         self._entries: dict[str, EntryManifest] = {}
-        self._deltas: dict[str, DeltaFile] = {}
-        self._stack = ExitStack()
-        self._base: TensorSource | None = None
-        self._base_checked = False
 
     def __enter__(self) -> Self:
         return self
@@ -65,28 +58,34 @@ class Store:
 
     def close(self) -> None:
         """Close every file that the store has open."""
-        self._stack.close()
-        self._deltas.clear()
-        self._base, self._base_checked = None, False
+        self.sources.close()
 
     @property
     def base_digest(self) -> str:
-        """Digest of the base that the entries are differences to."""
+        """Digest of the base that the entries are differences to, themselves or through other entries."""
         return self.root.base
 
     @property
     def holds_base(self) -> bool:
         """Whether an entry of the store is the base itself."""
-        return self._held_base() is not None
+        return self.sources.holds_base
 
     def entries(self) -> list[EntryInfo]:
         """The store's entries, sorted by name."""
         rows = []
         for name in sorted(self.root.entries):
-            entry = self.entry(name)
+            entry, parent = self.entry(name), None
+            with suppress(StoreError):  # `verify` says what is wrong with it
+                parent = self.sources.parent(name)
             rows.append(
                 EntryInfo(
-                    name, entry.content, entry.base, len(entry.tensors), entry.file_bytes, entry.stored_bytes
+                    name,
+                    entry.content,
+                    entry.base,
+                    len(entry.tensors),
+                    entry.file_bytes,
+                    entry.stored_bytes,
+                    parent,
                 )
             )
         return rows
@@ -140,10 +139,11 @@ class Store:
             )
         with FolderLock(self.path / READER_LOCK, shared=True):
             if base is not None:
-                self.set_base(base)
-            if entry.base is not None:
-                self.check_base(threads, progress)
-            source = self.source(entry)
+                self.sources.set_base(Path(base))
+            if self.sources.needs_base(name):
+                self.sources.check_base(threads, progress)
+            self.sources.check_entry(name)
+            source = self.sources.source(name)
             return checkout_entry(
                 name, entry, self.objects, source, Path(out), threads=threads, progress=progress
             )
@@ -151,22 +151,25 @@ class Store:
     def tensor(self, name: str, key: str) -> Tensor:
         """One tensor of entry ``name``, without reading the others; its bytes have been checked.
 
-        Returns a CPU tensor of the stored dtype and shape that owns its memory.
+        Returns a CPU tensor of the stored dtype and shape that owns its memory; F4 has two numbers an element.
         """
         import torch
 
-        from graftwork.checkpoint.dtypes import torch_dtype
+        from graftwork.checkpoint.dtypes import torch_form
 
         entry = self.entry(name)
         meta = entry.tensors.get(key)
         if meta is None:
             raise StoreError("the entry has no such tensor", file=self.path, tensor=key, got=name)
-        dtype = torch_dtype(meta.dtype)
-        if dtype is None:
-            raise StoreError("torch has no such dtype", tensor=key, got=meta.dtype, remedy="use checkout")
+        form = torch_form(meta.dtype, meta.shape)
+        if form is None:
+            got = f"{meta.dtype} of shape {list(meta.shape)}"
+            raise StoreError("torch has no tensor of this type", tensor=key, got=got, remedy="use checkout")
+        dtype, shape = form
+        self.sources.check_size(name, key)
         storage = torch.empty(meta.nbytes, dtype=torch.uint8)
-        self._restore(entry, key, memoryview(storage.numpy().data))
-        return storage.view(dtype).view(meta.shape) if meta.nbytes else torch.empty(meta.shape, dtype=dtype)
+        self._restore(name, key, memoryview(storage.numpy().data))
+        return storage.view(dtype).view(shape) if meta.nbytes else torch.empty(shape, dtype=dtype)
 
     def state_dict(self, name: str) -> dict[str, Tensor]:
         """All tensors of entry ``name``; tied ones are there as often as the fine-tune's files name them."""
@@ -200,87 +203,50 @@ class Store:
 
         return collect(self)
 
-    def set_base(self, base: str | PathLike[str]) -> None:
-        """Use the folder ``base`` as the base from now on."""
-        if self._base_path is None or Path(base) != self._base_path:
-            self._base_path, self._base, self._base_checked = Path(base), None, False
+    def squash(
+        self,
+        name: str,
+        base: str | PathLike[str] | None = None,
+        *,
+        codec: str = "auto",
+        threads: int | None = None,
+        progress: Progress | None = None,
+    ) -> EntryReport:
+        """Make entry ``name`` a difference to the store's base itself, so that it needs no other entry.
 
-    def source(self, entry: EntryManifest) -> EntrySource:
-        """The entry's tensors, restored on demand. Its delta files are opened and checked here."""
-        self.open_deltas(entry)
-        base = None if entry.base is None else self.base_source()
-        return EntrySource(entry, self.delta, BasisReader(base))
+        What it restores stays the same, and so do all other entries; `gc` frees what nothing refers to any more.
+        The base must be at hand. Status ``squashed``, or ``unchanged`` if it was no difference to an entry.
 
-    def open_deltas(self, entry: EntryManifest) -> None:
-        """Open the delta files that hold the entry's tensors, and check that they do."""
-        for tensor in entry.tensors.values():
-            check_record(entry, tensor, self.delta(tensor.object))
+        Raises
+        ------
+        BaseRequired, BaseMismatch
+            No base was given and the store does not hold it, or another one was given.
+        ChecksumError
+            The store is damaged. It is left as it was.
+        """
+        from graftwork.store.squash import squash
 
-    @property
-    def base_at_hand(self) -> bool:
-        """Whether the base was given, or is held."""
-        return self._base_path is not None or self.holds_base
+        if base is not None:
+            self.sources.set_base(Path(base))
+        return squash(self, name, codec=codec, threads=threads or default_threads(), progress=progress)
 
-    def delta(self, digest: str) -> DeltaFile:
-        """The delta file with ``digest``, open."""
-        if digest not in self._deltas:
-            path = self.objects.find(digest, "safetensors")
-            self._deltas[digest] = self._stack.enter_context(DeltaFile(path))
-        return self._deltas[digest]
+    def _restore(self, name: str, key: str, target: memoryview) -> None:
+        source = self.sources.source(name)
+        record = source.record(key)
 
-    def base_source(self) -> TensorSource:
-        """The base's tensors: from the folder that was given, else from the entry that is the base."""
-        if self._base is None:
-            held = self._held_base()
-            if self._base_path is not None:
-                checkpoint: Checkpoint = self._stack.enter_context(open_checkpoint(self._base_path))
-                self._base = CheckpointSource(checkpoint)
-            elif held is not None:
-                self._base = self.source(held)
-            else:
-                raise BaseRequired(
-                    "the store refers to its base by digest and does not hold it",
-                    file=self.path,
-                    wanted=f"the base with digest {self.root.base}",
-                    remedy="give the base's folder (--base DIR), or pack with --with-base",
-                )
-        return self._base
-
-    def _held_base(self) -> EntryManifest | None:
-        for name in sorted(self.root.entries):
-            entry = self.entry(name)
-            if entry.base is None and entry.tensors_digest == self.root.base:
-                return entry
-        return None
-
-    def check_base(self, threads: int, progress: Progress | None) -> None:
-        """Read the given base whole, once, and refuse it if it is not the store's."""
-        source = self.base_source()
-        if self._base_path is None or self._base_checked:
-            return  # a held base is checked chunk by chunk as it is read
-        given = describe(source, threads=threads, stage="check base", progress=progress)
-        listing = self.objects.read(self.root.description, "json")
-        check_same_base(given, self.root.base, listing, self._base_path)
-        self._base_checked = True
-
-    def _restore(self, entry: EntryManifest, key: str, target: memoryview) -> None:
-        tensor = entry.tensors[key]
-        delta = self.delta(tensor.object)
-        check_record(entry, tensor, delta)
-        record = delta.records[tensor.key]
-        basis = BasisReader(None if record.basis is None else self.base_source())
-        ranges = list(leaf_ranges(record.nbytes))
-
-        def restore(index: int) -> None:
-            offset, length = ranges[index]
-            delta.read_chunk(tensor.key, index, basis, target[offset : offset + length])
+        def restore(piece: tuple[int, int]) -> None:
+            offset, length = piece
+            source.read_into(key, offset, target[offset : offset + length])
 
         try:
-            for _ in ordered_map(restore, range(len(ranges)), threads=min(default_threads(), len(ranges))):
-                pass
-            if record.codec == "same" and bytes_digest(target) != tensor.digest:
+            if record.nbytes <= LEAF_BYTES:
+                source.read_into(key, 0, target)
+            else:
+                for _ in ordered_map(restore, leaf_ranges(record.nbytes), threads=default_threads()):
+                    pass
+            if record.codec == "same" and bytes_digest(target) != record.digest:
                 raise ChecksumError("a restored tensor differs from its digest", tensor=key)
-        except ChecksumError:
-            if record.basis is not None and not self._base_checked:
-                self.check_base(default_threads(), None)  # a wrong base explains it better
+        except DeltaError:
+            if record.basis is not None and not self.sources.base_checked and self.sources.needs_base(name):
+                self.sources.check_base(default_threads(), None)  # a wrong base explains it better
             raise

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from graftwork.checkpoint.files import FolderLock, is_partial
 from graftwork.delta.pipeline import Progress, default_threads, ordered_map
 from graftwork.delta.source import describe
-from graftwork.errors import GraftworkError
+from graftwork.errors import GraftworkError, StoreError
 from graftwork.store.checkout import entry_header
 from graftwork.store.collect import referenced
 from graftwork.store.objects import file_digest
@@ -62,16 +62,20 @@ def verify(store: Store, *, deep: bool, progress: Progress | None) -> VerifyRepo
 
 
 def _check(store: Store, name: str) -> None:
-    """An entry's manifest, headers, delta manifests and chunk tables agree with each other."""
+    """An entry's manifest, headers, delta manifests and chunk tables agree, and its chain ends at the base."""
     entry = store.entry(name)
     for file in entry.files:
         if file.holds_tensors:
             entry_header(store.objects, file, entry)
         else:
             store.objects.find(str(file.blob["object"]), "zst")
-    store.open_deltas(entry)
+    store.sources.check_entry(name)
     for tensor in entry.tensors.values():
-        store.delta(tensor.object).chunks(tensor.key)
+        store.sources.delta(tensor.object).chunks(tensor.key)
+    if entry.listing_digest != entry.tensors_digest:
+        raise StoreError(
+            "an entry's tensors differ from the digest of their listing", file=store.path, got=name
+        )
 
 
 def _check_folder(store: Store, findings: _Findings, *, complete: bool) -> list[Path]:
@@ -114,13 +118,13 @@ def _check_tensors(store: Store, name: str, findings: _Findings, progress: Progr
 
     def restore() -> None:
         nonlocal restored
-        if entry.base is not None:
-            store.check_base(default_threads(), progress)
+        if store.sources.needs_base(name):
+            store.sources.check_base(default_threads(), progress)
         for file in entry.files:
             if not file.holds_tensors:
                 for _ in store.objects.blob_pieces(file.blob):
                     pass
-        source = store.source(entry)
+        source = store.sources.source(name)
         described = describe(source, threads=default_threads(), stage=f"restore {name}", progress=progress)
         for tensor in entry.tensors.values():
             if described.tensors[tensor.name].digest != tensor.digest:
@@ -129,7 +133,7 @@ def _check_tensors(store: Store, name: str, findings: _Findings, progress: Progr
         if described.digest != entry.tensors_digest:
             findings.problems.append(f"entry {name}: its tensors differ from the entry's digest")
 
-    if entry.base is not None and not store.base_at_hand:
+    if store.sources.needs_base(name) and not store.sources.base_at_hand:
         findings.notes.append(f"entry {name} was not restored: its base is not at hand (give --base DIR)")
         return 0
     findings.attempt(restore)
