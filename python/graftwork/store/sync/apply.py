@@ -1,0 +1,223 @@
+"""Apply a payload to weights in memory: all of it, or nothing."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from graftwork.delta.pipeline import Scratch, default_threads, ordered_map
+from graftwork.errors import CheckpointError, DeltaError
+from graftwork.store.sync.check import LeafChecker
+from graftwork.store.sync.inplace import apply_leaf
+from graftwork.store.sync.match import match_target
+from graftwork.store.sync.memory import find_overlap
+from graftwork.store.sync.payload import Leaf, Payload, SyncPayload, SyncReport
+from graftwork.store.sync.shield import run_shielded
+from graftwork.store.sync.weights import StateSource, Weights, state_weights
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Check = Literal["all", "changed"]
+
+
+def apply_(
+    target: Mapping[str, Tensor] | nn.Module | str | os.PathLike[str],
+    payload: Payload,
+    *,
+    expect_parent: str | None = None,
+    check: Check = "all",
+    threads: int | None = None,
+) -> SyncReport:
+    """Turn the weights that a payload was made against into those that it was made from, in place.
+
+    First everything is checked and nothing is touched: the payload, the names, dtypes and shapes of the target,
+    and the SHA-256 of every chunk that the payload makes of the target's words. Then the words are changed. If
+    that fails or is interrupted, what was changed is changed back, exactly: the target is what it was. Extra
+    memory is a few chunks of 1 MiB a thread.
+
+    Parameters
+    ----------
+    target : mapping of str to Tensor, Module or path
+        What to change: a state dict, a module, or a checkpoint (a folder or a ``.safetensors`` file; the new
+        files take their place when they are complete). Tensors may be on any device and in any layout, and
+        stay the same objects. Nobody else may write to them meanwhile.
+    payload : bytes-like or path
+        What `encode` made, or a file that holds it.
+    expect_parent : str, optional
+        The version that the target has; a payload that says it follows another is refused.
+    check : {"all", "changed"}
+        Whether the chunks that the payload leaves as they are must have their digest too. "changed" does not
+        read them, and so does not notice that they are not what the payload was made against.
+    threads : int, optional
+        Threads to use; all processors by default.
+
+    Returns
+    -------
+    SyncReport
+        What changed. ``digest`` identifies the weights that the target holds now (with ``check="all"``).
+
+    Raises
+    ------
+    BaseMismatch
+        The target is not what the payload was made against, or holds what it leads to already.
+    DeltaError
+        The payload is malformed; `ChecksumError` if it is damaged.
+    CheckpointError, TypeError, ValueError
+        The target cannot be written to, or an argument is not as above.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from graftwork.store.sync import apply_, encode
+    >>> sampler = {"w": torch.ones(1000, dtype=torch.bfloat16)}
+    >>> trainer = {"w": torch.ones(1000, dtype=torch.bfloat16)}
+    >>> trainer["w"][7] = 1.5
+    >>> payload = encode(sampler, trainer, version="1", parent="0")
+    >>> apply_(sampler, payload, expect_parent="0").version
+    '1'
+    >>> torch.equal(sampler["w"], trainer["w"])
+    True
+    """
+    if check not in ("all", "changed"):
+        raise ValueError(f"check must be 'all' or 'changed', got {check!r}")
+    threads = threads or default_threads()
+    with SyncPayload(payload) as opened:
+        opened.check_parent(expect_parent)
+        if isinstance(target, str | os.PathLike):
+            from graftwork.store.sync.folder import apply_to_checkpoint
+
+            apply_to_checkpoint(target, opened, check=check, threads=threads)
+        else:
+            _apply_to_state(state_weights(target, "target"), opened, check=check, threads=threads)
+        return opened.report()
+
+
+def _apply_to_state(weights: Weights, payload: SyncPayload, *, check: Check, threads: int) -> None:
+    import torch
+
+    source = weights.source
+    assert isinstance(source, StateSource)
+    if overlap := find_overlap(list(source.tensors.items())):
+        raise CheckpointError(
+            "two tensors of the target share part of their memory",
+            file=weights.what,
+            tensor=overlap[0],
+            got=f"it overlaps {overlap[1]}",
+            wanted="tensors that share all of their memory, or none",
+            remedy="give a mapping that names such memory once",
+        )
+    places = [
+        Place(held, leaf, writes)
+        for record, held, writes in match_target(weights, payload)
+        for leaf in payload.leaves(record)
+        if leaf.changes or check == "all"
+    ]
+    Transaction(source, places, payload, threads).run()
+    changed = {place.held for place in places if place.leaf.changes}
+    torch.autograd.graph.increment_version([source.tensors[name] for name in changed])
+
+
+class Place(NamedTuple):
+    """A chunk, and the tensor that it belongs to; ``writes`` is as in `Target`."""
+
+    held: str
+    leaf: Leaf
+    writes: bool
+
+
+class Transaction:
+    """Checks all places, then changes their words; after a failure it changes back what it changed."""
+
+    def __init__(
+        self, source: StateSource, places: Sequence[Place], payload: SyncPayload, threads: int
+    ) -> None:
+        self._memories = source.memories
+        self._checker = LeafChecker(source, payload, "target")
+        self._places = places
+        self._changing = [place for place in places if place.writes and place.leaf.changes]
+        self._changed = bytearray(len(self._changing))
+        self._payload = payload
+        self._threads = threads
+        self._scratch = Scratch()
+        self._stop = threading.Event()
+
+    def run(self) -> None:
+        """Do it. Whatever is raised, the target is as it was."""
+        try:
+            run_shielded(self._check_and_change, self._stop)
+        except BaseException:
+            if any(self._changed):  # the interrupt came when all was done
+                run_shielded(self._change_back, threading.Event())
+            raise
+
+    def _check_and_change(self) -> None:
+        try:
+            self._each(self._check, self._places)
+            self._each(self._change, self._changing)
+        except BaseException:
+            self._change_back()
+            raise
+
+    def _each(self, function: Callable[[int], None], places: Sequence[Place]) -> None:
+        """Call ``function`` with the number of every place, on all threads, until one fails."""
+
+        def run(number: int) -> None:
+            if self._stop.is_set():
+                raise InterruptedError("the caller was interrupted")
+            function(number)
+
+        def weigh(number: int) -> int:
+            return places[number].leaf.length
+
+        for _ in ordered_map(run, range(len(places)), threads=self._threads, weigh=weigh):
+            pass
+
+    def _check(self, number: int) -> None:
+        place = self._places[number]
+        self._checker.restore(place.held, place.leaf)
+
+    def _change(self, number: int) -> None:
+        held, leaf, _ = self._changing[number]
+        memory = self._memories[held]
+        payload = self._payload.delta.payload(leaf.record.name, leaf.number)
+        before = self._scratch.buffer("before", leaf.length)
+        memory.read_into(leaf.offset, before)
+        words = memory.view(leaf.offset, leaf.length)
+        try:
+            if words is not None:
+                apply_leaf(leaf, words, payload)
+            else:
+                after = self._scratch.buffer("after", leaf.length)
+                after[:] = before
+                apply_leaf(leaf, after, payload)
+                memory.write(leaf.offset, after)
+            self._changed[number] = 1
+        except BaseException:
+            memory.write(leaf.offset, before)
+            raise
+
+    def _change_back(self) -> None:
+        """Undo all changes that were made whole: the words before follow from the words after and the payload."""
+        lost = []
+        for number in [number for number, changed in enumerate(self._changed) if changed]:
+            held, leaf, _ = self._changing[number]
+            words = self._scratch.buffer("before", leaf.length)
+            self._memories[held].read_into(leaf.offset, words)
+            try:
+                payload = self._payload.delta.payload(leaf.record.name, leaf.number)
+                apply_leaf(leaf, words, payload, reverse=True)
+                self._memories[held].write(leaf.offset, words)
+                self._changed[number] = 0
+            except Exception as error:  # noqa: BLE001 - the others are undone all the same
+                lost.append((held, error))
+        if lost:
+            raise DeltaError(
+                "a failed sync could not be undone: the target is neither the old version nor the new one",
+                file="target",
+                tensor=lost[0][0],
+                got=f"{len(lost)} of {len(self._changing)} chunks; {lost[0][1]!r}",
+                remedy="load the weights whole",
+            ) from lost[0][1]
