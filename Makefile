@@ -6,11 +6,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-CPP := $(shell git ls-files 'csrc/*' 'tests/native/*' 2>/dev/null | grep -E '\.(h|cpp|inl|cu|cuh)$$')
+FUZZ_SECONDS ?= 600
+CPP := $(shell git ls-files 'csrc/*' 'tests/native/*' 'tests/fuzz/*' 2>/dev/null | grep -E '\.(h|cpp|inl|cu|cuh)$$')
 BUILT_FROM := pyproject.toml CMakeLists.txt constraints.txt demo/requirements.txt \
   $(shell find csrc -type f) $(shell find python -name __init__.py)
 
-.PHONY: install demo test test-all lint format bench docs clean
+.PHONY: install demo test test-all fuzz lint format bench docs clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -32,6 +33,9 @@ test: install  ## the quick tests (at most 10 minutes)
 
 test-all: install  ## every test (at most 60 minutes)
 	$(BIN)/python -m pytest -q
+
+fuzz: install  ## fuzz the decoders and readers for FUZZ_SECONDS in all, going on from the last time
+	$(BIN)/python -m tests.fuzz.run --seconds $(FUZZ_SECONDS)
 
 lint: install
 	$(BIN)/ruff check .

@@ -42,6 +42,9 @@ def test_the_readme_example(
     write_folder(
         tmp_path / "runs" / "code", {name: updated(tensor, 1e-2, 2) for name, tensor in base.items()}
     )
-    exec(compile(code, "README.md", "exec"), {"model": model})
+    trained = {name: updated(tensor, 1e-5, 3) for name, tensor in base.items()}
+    replica = {name: tensor.clone() for name, tensor in base.items()}
+    exec(compile(code, "README.md", "exec"), {"model": model, "trained": trained, "replica": replica})
+    assert torch.equal(replica["lm_head.weight"], trained["lm_head.weight"])
     assert torch.equal(model["lm_head"].weight, chat["lm_head.weight"])
     assert "% of the files" in capsys.readouterr().out

@@ -91,6 +91,18 @@ def test_pack_recipe_takes_a_list_or_a_mapping_of_finetunes(tmp_path: Path) -> N
         ("!!python/object/apply:os.getcwd []", ["not valid YAML", "python/object"]),
         ("&a [*a]", ["holds no settings"]),
         ("[" * 5000, ["not valid YAML"]),
+        ("{name: 2001-99-99, optimiser: {lr: 1}}", ["not valid YAML", "month must be in 1..12"]),
+        ("{name: !!bool x, optimiser: {lr: 1}}", ["not valid YAML"]),
+        ("{name: n, optimiser: {lr: 1}, data: [~nobody-of-that-name/x]}", ["'data[0]'", "a path", "home"]),
+        (
+            "name: [&a [x, x], &b [*a, *a, *a], "
+            + ", ".join(
+                f"&{new} [{', '.join([f'*{old}'] * 9)}]"
+                for old, new in zip("bcdefghij", "cdefghijk", strict=True)
+            )
+            + "]\noptimiser: {lr: 1}",
+            ["not valid YAML", "its aliases stand for too many values"],
+        ),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, words: list[str]) -> None:

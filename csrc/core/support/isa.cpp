@@ -9,8 +9,14 @@ namespace {
 
 IsaLevel widest_level() {
 #ifdef GRAFTWORK_X86_LEVELS
-  if (__builtin_cpu_supports("x86-64-v4")) return IsaLevel::avx512;
-  if (__builtin_cpu_supports("x86-64-v3")) return IsaLevel::avx2;
+  // Features instead of "x86-64-v3" and "x86-64-v4", which not every compiler knows; no CPU has these without the rest.
+  const bool avx2 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("fma");
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vl");
+  if (avx2 && avx512) return IsaLevel::avx512;
+  if (avx2) return IsaLevel::avx2;
 #endif
   return IsaLevel::baseline;
 }
