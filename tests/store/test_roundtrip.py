@@ -145,6 +145,29 @@ def test_a_header_in_an_unusual_spelling_comes_back_as_it_was(tmp_path: Path) ->
     roundtrip(tmp_path, tmp_path / "base.safetensors", tmp_path / "odd.safetensors")
 
 
+def test_tensors_that_start_anywhere_in_a_file(tmp_path: Path) -> None:
+    """Small tensors are restored together, and words keep their alignment in memory whatever it is in the file."""
+    sizes = {
+        "a": ("U8", 3),
+        "b": ("F32", 1000),
+        "c": ("U8", 1),
+        "d": ("F64", 40),
+        "e": ("BF16", 77),
+        "f": ("I32", 9),
+    }
+    width = {"U8": 1, "BF16": 2, "F32": 4, "I32": 4, "F64": 8}
+    for number, name in enumerate(("base", "tuned")):
+        header, at = {}, 0
+        for key, (dtype, count) in sizes.items():
+            nbytes = count * width[dtype]
+            header[key] = {"dtype": dtype, "shape": [count], "data_offsets": [at, at + nbytes]}
+            at += nbytes
+        text = json.dumps(header).encode()
+        payload = bytes((i * 7 + (i % 4 == 0) * number) % 120 for i in range(at))
+        (tmp_path / f"{name}.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + payload)
+    roundtrip(tmp_path, tmp_path / "base.safetensors", tmp_path / "tuned.safetensors")
+
+
 def test_a_fine_tune_equal_to_its_base_takes_no_payload(tmp_path: Path) -> None:
     write_folder(tmp_path / "base", base_tensors())
     write_folder(tmp_path / "copy", base_tensors())

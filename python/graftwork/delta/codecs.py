@@ -271,8 +271,9 @@ class Attempt:
 def attempts(effort: str, words: Words, nbytes: int) -> tuple[Attempt, ...]:
     """What to try on a chunk of ``nbytes`` bytes, in order; the smallest result is kept, the first of equals.
 
-    ``fast`` does not entropy code. ``auto`` tries the planes only where the words have low bits that may have a
-    pattern (32 bits), or where there is nothing better; ``small`` tries them wherever they have a chance.
+    ``fast`` does not entropy code. The others try the planes too where the words have low bits that may have a pattern
+    (32 bits), where the tables of an entropy code weigh much, and where there is nothing better. ``small`` cuts a
+    chunk into segments where that pays, and compresses integers harder.
     """
     if nbytes <= _LEAST_PLANE * words.nbytes:
         return ()
@@ -282,7 +283,7 @@ def attempts(effort: str, words: Words, nbytes: int) -> tuple[Attempt, ...]:
     if not words.exponent_bits:
         return (Attempt("sparse", 1), *planes, *((Attempt("ordz", 9),) if effort == "small" else ()))
     coded = (Attempt("sparse", 1), Attempt("ordrans", 2 if effort == "small" else 1))
-    small_or_wide = words.nbytes == 4 or (effort == "small" and nbytes < _MEDIUM_CHUNK)
+    small_or_wide = words.nbytes == 4 or nbytes < _MEDIUM_CHUNK
     return (*coded, *planes) if small_or_wide else coded
 
 

@@ -150,7 +150,10 @@ class ObjectFolder:
         if (nbytes := int(str(reference["nbytes"]))) > limit:
             path = self.locate(str(reference["object"]), "zst")
             raise StoreError(
-                "a stored file is too large to be read whole", file=path, got=nbytes, wanted=f"at most {limit}"
+                "a stored file is too large to be read whole",
+                file=path,
+                got=nbytes,
+                wanted=f"at most {limit}",
             )
         return b"".join(self.blob_pieces(reference))
 
