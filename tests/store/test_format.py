@@ -40,24 +40,28 @@ def hand_made(folder: Path) -> None:
         save_file(tensors, folder / name / "model.safetensors")
         (folder / name / "config.json").write_text(f'{{"name": "{name}"}}')
 
-
     hand_made_next(folder, base)
 
 
 def hand_made_next(folder: Path, base: dict[str, torch.Tensor]) -> None:
     """What 1.1 adds: words that need entropy coding, and a fine-tune of a fine-tune; in integers, without any noise."""
-    places = torch.arange(3000, dtype=torch.int64)
-    far = ((places * places * 2654435761) >> 7) % 97 - 48
+    places = torch.arange(40_000, dtype=torch.int64)
+    draws = [(places * odd % (1 << 32)) >> 22 for odd in (2654435761, 2246822519, 3266489917, 668265263)]
+    bell = sum(draws[1:], draws[0]) - 2046  # bell-shaped, up to 2046
+    steps = (draws[1] * draws[2] % 61 - 30) * (draws[3] % 3)
     coded = {
-        "dense": (15000 + places % 700 + far).to(torch.int16).view(torch.bfloat16),
-        "wide": ((places + 120_000) * 8800 + far * far * far).to(torch.int32).view(torch.float32),
-        "few": (15000 + (places % 131 == 7) * far).to(torch.int16).view(torch.bfloat16),
+        "dense": (bell.float() * 2**-15).bfloat16(),
+        "few": base["every"].repeat(30),
         "every": base["every"],
+        "wide": bell[:3000].float() * 2**-17,
     }
     following = {
         **coded,
-        "dense": (coded["dense"].view(torch.int16) + (places % 5 == 0).short()).to(torch.int16).view(torch.bfloat16),
-        "few": (coded["few"].view(torch.int16) - (places % 500 == 3).short()).to(torch.int16).view(torch.bfloat16),
+        "dense": (coded["dense"].view(torch.int16) + steps).short().view(torch.bfloat16),
+        "few": (coded["few"].view(torch.int16) + (torch.arange(13_050) % 500 == 3))
+        .short()
+        .view(torch.bfloat16),
+        "wide": (coded["wide"].view(torch.int32) + steps[:3000]).int().view(torch.float32),
     }
     for name, tensors in (("coded", coded), ("next", following)):
         (folder / name).mkdir(parents=True)
@@ -82,6 +86,18 @@ def test_golden_store_is_read(tmp_path: Path, golden: str) -> None:
             store.checkout(name, tmp_path / "out" / name)
             assert file_hashes(tmp_path / "out" / name) == file_hashes(tmp_path / name)
         assert store.verify(deep=True).ok
+
+
+def test_a_store_of_version_1_0_is_added_to(tmp_path: Path) -> None:
+    """What is there stays as it is, and a chain can stand on it."""
+    hand_made(tmp_path)
+    store = shutil.copytree(GOLDEN / "store-1.0", tmp_path / "store")
+    pack(f"{store}:a", {"c": tmp_path / "b"}, out=store, store_base=tmp_path / "base")
+    before, after = file_hashes(GOLDEN / "store-1.0"), file_hashes(store)
+    assert {name for name in before if after[name] != before[name]} == {"store.json"}
+    with open_store(store, base=tmp_path / "base") as opened:
+        assert [entry.parent for entry in opened.entries()] == [None, None, "a"]
+        assert opened.verify(deep=True).ok
 
 
 def test_golden_store_is_written(tmp_path: Path) -> None:
