@@ -42,6 +42,16 @@ def check_same(operation: str, name: str, value: Tensor, other_name: str, other:
     check_device(operation, name, value, other_name, other)
 
 
+def check_pair(
+    operation: str, base: Tensor, tuned: Tensor, dtypes: Collection[torch.dtype], fix: str
+) -> None:
+    """Require two dense tensors that differ in their elements alone, of one of these dtypes."""
+    check_tensor(operation, "base", base)
+    check_tensor(operation, "tuned", tuned)
+    check_same(operation, "tuned", tuned, "base", base)
+    check_dtype(operation, "base", base, dtypes, fix)
+
+
 def check_device(operation: str, name: str, value: Tensor, other_name: str, other: Tensor) -> None:
     if value.device != other.device:
         raise ValueError(

@@ -74,7 +74,7 @@ def encode_ordinal_rans(base: Tensor, tuned: Tensor, segment: int | None = 1 << 
     >>> torch.equal(decode_ordinal_rans(base, payload), tuned)
     True
     """
-    _check_pair("encode_ordinal_rans", base, tuned, FORMATS)
+    _checks.check_pair("encode_ordinal_rans", base, tuned, FORMATS, _FIX)
     if segment is not None and segment not in SEGMENTS:
         raise ValueError(
             f"encode_ordinal_rans: segment must be None or one of {', '.join(map(str, SEGMENTS))}, got {segment}"
@@ -122,7 +122,7 @@ def decode_ordinal_rans(base: Tensor, payload: Tensor, tuned: Tensor | None = No
     if tuned is None:
         tuned = torch.empty(base.shape, dtype=base.dtype, device=base.device)
     else:
-        _check_pair("decode_ordinal_rans", base, tuned, FORMATS)
+        _checks.check_pair("decode_ordinal_rans", base, tuned, FORMATS, _FIX)
         _checks.check_output("decode_ordinal_rans", "tuned", tuned)
     torch.ops.graftwork.decode_ordinal_rans(base.detach(), payload, tuned.detach())
     return tuned
@@ -164,7 +164,7 @@ def encode_sparse_delta(base: Tensor, tuned: Tensor, max_share: float = 0.125) -
     >>> apply_sparse_delta_(base, encode_sparse_delta(base, tuned)).sum().item()
     1.0
     """
-    _check_pair("encode_sparse_delta", base, tuned, SPARSE_DTYPES)
+    _checks.check_pair("encode_sparse_delta", base, tuned, SPARSE_DTYPES, _FIX)
     if not 0 < max_share <= 1:
         raise ValueError(f"encode_sparse_delta: max_share must be in (0, 1], got {max_share}")
     most = max(1, int(max_share * min(base.numel(), 1 << 20)))
@@ -211,13 +211,6 @@ def apply_sparse_delta_(words: Tensor, payload: Tensor, reverse: bool = False) -
     _checks.check_output("apply_sparse_delta_", "words", words)
     torch.ops.graftwork.apply_sparse_delta(words.detach(), payload, reverse)
     return words
-
-
-def _check_pair(operation: str, base: Tensor, tuned: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
-    _checks.check_tensor(operation, "base", base)
-    _checks.check_tensor(operation, "tuned", tuned)
-    _checks.check_same(operation, "tuned", tuned, "base", base)
-    _checks.check_dtype(operation, "base", base, dtypes, _FIX)
 
 
 def _check_payload(operation: str, payload: Tensor, base: Tensor) -> None:

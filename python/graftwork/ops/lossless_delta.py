@@ -126,7 +126,7 @@ def encode_ordinal_planes(base: Tensor, tuned: Tensor, planes: Tensor | None = N
     >>> encode_ordinal_planes(base, tuned).tolist()
     [[4, 4], [0, 0]]
     """
-    _check_pair("encode_ordinal_planes", base, tuned, WORDS)
+    _checks.check_pair("encode_ordinal_planes", base, tuned, WORDS, _NO_WORD)
     if planes is None:
         planes = torch.empty(base.itemsize, base.numel(), dtype=torch.uint8, device=base.device)
     else:
@@ -178,7 +178,7 @@ def decode_ordinal_planes(
     if tuned is None:
         tuned = torch.empty(base.shape, dtype=base.dtype, device=base.device)
     else:
-        _check_pair("decode_ordinal_planes", base, tuned, WORDS)
+        _checks.check_pair("decode_ordinal_planes", base, tuned, WORDS, _NO_WORD)
         _checks.check_output("decode_ordinal_planes", "tuned", tuned)
     torch.ops.graftwork.decode_ordinal_planes(base.detach(), planes, tuned.detach(), reverse)
     return tuned
@@ -219,7 +219,7 @@ def delta_stats(base: Tensor, tuned: Tensor) -> DeltaStats:
     >>> stats.counts.tolist(), stats.histogram[121, 16 + 2].item()
     ([1, 0, 0, 0, 0], 1)
     """
-    _check_pair("delta_stats", base, tuned, WORDS)
+    _checks.check_pair("delta_stats", base, tuned, WORDS, _NO_WORD)
     return DeltaStats(*torch.ops.graftwork.delta_stats(base.detach(), tuned.detach()))
 
 
@@ -261,7 +261,7 @@ def update_survival(base: Tensor, tuned: Tensor, save_dtype: torch.dtype) -> Upd
     >>> update_survival(base, base + torch.tensor([1e-4, 1e-2]), torch.bfloat16).lost_share
     0.5
     """
-    _check_pair("update_survival", base, tuned, SURVIVAL_DTYPES)
+    _checks.check_pair("update_survival", base, tuned, SURVIVAL_DTYPES, _NO_WORD)
     if save_dtype not in SAVE_DTYPES:
         raise TypeError(
             f"update_survival: save_dtype must be one of {_checks.dtype_names(SAVE_DTYPES)}, got {save_dtype}"
@@ -297,13 +297,6 @@ def _coded_bits(counts: Tensor) -> float:
     largest = counts.shape[1] // 2
     below = (torch.arange(-largest, largest + 1).abs() - 1).clamp(min=0)
     return nats.item() / math.log(2) + (counts.sum(0) * below).sum().item()
-
-
-def _check_pair(operation: str, base: Tensor, tuned: Tensor, dtypes: tuple[torch.dtype, ...]) -> None:
-    _checks.check_tensor(operation, "base", base)
-    _checks.check_tensor(operation, "tuned", tuned)
-    _checks.check_same(operation, "tuned", tuned, "base", base)
-    _checks.check_dtype(operation, "base", base, dtypes, _NO_WORD)
 
 
 def _check_planes(operation: str, planes: Tensor, base: Tensor) -> None:
