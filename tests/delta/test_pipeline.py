@@ -26,6 +26,39 @@ def test_look_ahead_is_bounded() -> None:
     results.close()
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("nbytes", [0, 100 << 10, 1 << 20, 5 << 20])
+def test_small_items_go_to_a_thread_together(threads: int, nbytes: int) -> None:
+    started: list[int] = []
+    results = ordered_map(
+        lambda item: started.append(item) or item,
+        range(2000),
+        threads=threads,
+        window=2,
+        weigh=lambda _: nbytes,
+    )
+    assert next(results) == 0
+    wanted = {0: 256, 100 << 10: 10}.get(nbytes, 1) * (1 if threads == 1 else 2)
+    end = time.monotonic() + 10
+    while len(started) < wanted and time.monotonic() < end:
+        time.sleep(0.001)
+    assert set(started) == set(range(wanted))
+    assert list(results) == list(range(1, 2000))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_an_exception_among_items_that_go_together(threads: int) -> None:
+    def fail(item: int) -> int:
+        if item == 300:
+            raise KeyError(item)
+        return item
+
+    results = ordered_map(fail, range(1000), threads=threads, weigh=lambda _: 1)
+    assert [next(results) for _ in range(256)] == list(range(256))
+    with pytest.raises(KeyError):
+        list(results)
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_the_first_exception_is_raised_in_the_caller(threads: int) -> None:
     def fail(item: int) -> int:

@@ -8,6 +8,9 @@ from pathlib import Path
 import torch
 
 from graftwork.store import pack
+from graftwork.store.entry import EntryManifest
+from graftwork.store.objects import ObjectFolder
+from graftwork.store.root import read_root, write_root
 from tests.generators.checkpoints import base_tensors, updated, write_folder
 
 NAMES = ("a", "b", "c")
@@ -42,3 +45,9 @@ def pack_chain(folder: Path, store: Path, names: tuple[str, ...] = NAMES, codec:
 def deltas_of(store: Path) -> set[str]:
     """Names of the delta files."""
     return {path.stem for path in (store / "objects").rglob("*.safetensors")}
+
+
+def put_manifest(store: Path, name: str, manifest: EntryManifest) -> None:
+    """Commit a manifest that no writer would write."""
+    digest = ObjectFolder(store / "objects").put(manifest.to_bytes(), "json")
+    write_root(store, read_root(store).with_entry(name, digest))

@@ -302,6 +302,14 @@ def test_a_damaged_entry_can_be_removed(folder: Path, store: Store) -> None:
     assert file_hashes(folder / "out") == file_hashes(folder / "b")
 
 
+def test_a_damaged_entry_is_no_reason_to_refuse_the_others(folder: Path, store: Store) -> None:
+    store.objects.find(store.manifest_digest("a"), "json").write_bytes(b"{}")
+    with open_store(folder / "store", base=folder / "base") as damaged:
+        damaged.checkout("b", folder / "out")
+        assert not damaged.holds_base
+    assert file_hashes(folder / "out") == file_hashes(folder / "b")
+
+
 def test_gc_keeps_what_another_entry_shares(folder: Path, store: Store) -> None:
     pack(folder / "base", {"c": folder / "a"}, out=folder / "store")
     store.remove("a")

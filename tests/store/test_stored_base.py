@@ -14,16 +14,6 @@ from graftwork.store import diff, open_store, pack
 from graftwork.store.root import READER_LOCK
 from graftwork.store.stored import find_entry
 from tests.generators.checkpoints import base_tensors, file_hashes, tuned_tensors, write_folder
-from tests.store.chains import pack_chain, write_models
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``base``, ``a``, ``b``, ``c`` and ``chain``, a store of them; not to be changed."""
-    folder = tmp_path_factory.mktemp("stored")
-    write_models(folder)
-    pack_chain(folder, folder / "chain")
-    return folder
 
 
 def test_an_entry_is_the_base_of_another_store(models: Path, tmp_path: Path) -> None:

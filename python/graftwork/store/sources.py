@@ -192,9 +192,9 @@ class Sources:
 
     def _held_base(self) -> str | None:
         for name in sorted(self._store.root.entries):
-            entry = self._store.entry(name)
-            if entry.base is None and entry.tensors_digest == self._store.root.base:
-                return name
+            with suppress(GraftworkError, OSError):  # a damaged entry is no reason to refuse the others
+                if self._store.entry(name).link == (None, self._store.root.base):
+                    return name
         return None
 
     def base_source(self) -> TensorSource:
