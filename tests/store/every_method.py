@@ -35,10 +35,10 @@ def every_method() -> tuple[dict[str, RawTensor], dict[str, RawTensor]]:
 def told_by_exponents() -> tuple[RawTensor, RawTensor]:
     """Words of two exponents in no order, of which one changes: planes of so few words are larger than ``ordrans``."""
     draw = np.random.Generator(np.random.PCG64(7))
-    changes = draw.integers(0, 2, 1200)
-    base = (0x3E80 + 0x100 * changes + draw.integers(0, 128, 1200)).astype("<u2")
-    tuned = (base + changes * draw.integers(-40, 41, 1200)).astype("<u2")
-    return RawTensor("BF16", (1200,), base.tobytes()), RawTensor("BF16", (1200,), tuned.tobytes())
+    changes = draw.integers(0, 2, 4000)
+    base = (0x3E80 + 0x100 * changes + draw.integers(0, 128, 4000)).astype("<u2")
+    tuned = (base + changes * draw.integers(-3, 4, 4000)).astype("<u2")
+    return RawTensor("BF16", (4000,), base.tobytes()), RawTensor("BF16", (4000,), tuned.tobytes())
 
 
 def write_every_method(folder: Path) -> None:
