@@ -10,6 +10,7 @@ void bind_entropy_delta(pybind11::module_& module) {
   module.def("ordinal_rans_payload_bound", &ordinal_rans_payload_bound);
   module.def("ordinal_rans_workspace_bytes", &ordinal_rans_workspace_bytes);
   bind<encode_sparse_delta>(module, "encode_sparse_delta");
+  bind<decode_sparse_delta>(module, "decode_sparse_delta");
   bind<apply_sparse_delta>(module, "apply_sparse_delta");
   module.def("sparse_delta_payload_bound", &sparse_delta_payload_bound);
   module.def("sparse_delta_workspace_bytes", &sparse_delta_workspace_bytes);

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 def arguments(name: str, dtype: torch.dtype, device: str, requires_grad: bool = False) -> tuple:
     base, tuned = (t.to(device).requires_grad_(requires_grad) for t in pair(37, dtype))
     planes = torch.zeros(dtype.itemsize, 37, dtype=torch.uint8, device=device)
-    if name in ("encode_ordinal_rans", "decode_ordinal_rans", "encode_sparse_delta", "apply_sparse_delta"):
+    if "ordinal_rans" in name or "sparse_delta" in name:
         return coded_arguments(name, base.float(), tuned.float())
     return {
         "encode_ordinal_planes": (base, tuned, planes),
@@ -38,6 +38,7 @@ def coded_arguments(name: str, base: torch.Tensor, tuned: torch.Tensor) -> tuple
         "encode_ordinal_rans": (base, tuned, 16),
         "decode_ordinal_rans": (base, entropy_delta.encode_ordinal_rans(base, tuned), tuned),
         "encode_sparse_delta": (base, tuned, 37),
+        "decode_sparse_delta": (base, entropy_delta.encode_sparse_delta(base, tuned, 1.0), tuned),
         "apply_sparse_delta": (base, entropy_delta.encode_sparse_delta(base, tuned, 1.0), False),
     }[name]
 

@@ -8,7 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graftwork.ops import thread_limit
-from graftwork.ops.entropy_delta import SPARSE_DTYPES, apply_sparse_delta_, encode_sparse_delta
+from graftwork.ops.entropy_delta import (
+    SPARSE_DTYPES,
+    apply_sparse_delta_,
+    decode_sparse_delta,
+    encode_sparse_delta,
+)
 from graftwork.reference import sparse_delta as reference
 from tests.generators.weights import SIZES, random_words
 from tests.ops.test_ordinal_planes import same_bits
@@ -32,6 +37,7 @@ def check(base: torch.Tensor, tuned: torch.Tensor, device: str) -> torch.Tensor 
     words = base.clone().to(device)
     assert same_bits(apply_sparse_delta_(words, payload), tuned)
     assert same_bits(apply_sparse_delta_(words, payload, reverse=True), base)
+    assert same_bits(decode_sparse_delta(words, payload), tuned)
     reference.apply_sparse_delta(words.cpu(), payload.cpu(), False)
     return payload.cpu()
 
@@ -94,6 +100,12 @@ def outcome(apply, words: torch.Tensor, payload: torch.Tensor) -> torch.Tensor |
 def refused(base: torch.Tensor, payload: bytes) -> bool:
     data = torch.frombuffer(bytearray(payload), dtype=torch.uint8) if payload else torch.empty(0).byte()
     native = outcome(apply_sparse_delta_, base.clone(), data)
+    restored = torch.empty_like(base)
+    try:
+        assert same_bits(decode_sparse_delta(base, data, restored), base if native is None else native)
+        assert native is not None
+    except ValueError:
+        assert native is None
     plain = outcome(reference.apply_sparse_delta, base.clone(), data)
     assert (native is None) == (plain is None)
     assert native is None or same_bits(native, plain)

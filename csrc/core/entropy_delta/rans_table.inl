@@ -41,14 +41,19 @@ struct BitReader {
   int64_t size;
   int64_t at = 0;
 
-  uint32_t get(int count) {  // count <= 32
+  // The next 57 bits at least, without moving on.
+  uint64_t peek() const {
     uint64_t word = 0;
     const int64_t byte = at >> 3, left = size - byte;
     if (left >= 8)
       std::memcpy(&word, bytes + byte, 8);
     else if (left > 0)
       std::memcpy(&word, bytes + byte, static_cast<size_t>(left));
-    word >>= at & 7;
+    return word >> (at & 7);
+  }
+
+  uint32_t get(int count) {  // count <= 32
+    const uint64_t word = peek();
     at += count;
     return static_cast<uint32_t>(word & ((uint64_t{1} << count) - 1));
   }

@@ -39,35 +39,64 @@ int64_t encode_changes(const Word* base, const Word* tuned, uint8_t* payload, ui
   return few ? close_frame(payload, kMaxSegmentLog2, segments.count, stride) : -1;
 }
 
-template <class Word, bool is_float>
-bool apply_changes(Word* words, const uint8_t* payload, int64_t size, int64_t numel, bool reverse,
-                   int threads) {
+// The segments of a payload, each decoded by one thread.
+struct SparsePayload {
   SegmentFrame frame;
-  if (!frame.open(payload, size, numel) || payload[0] != kMaxSegmentLog2) return false;
-  struct State {
-    SparseSegment segment;
-    bool whole = true;
-  };
-  const auto for_each_segment = [&](const auto& apply) {
+  int threads;
+
+  bool open(const uint8_t* payload, int64_t size, int64_t numel) {
+    return frame.open(payload, size, numel) && payload[0] == kMaxSegmentLog2;
+  }
+
+  // Calls start(begin, end) for every segment and apply(index, difference) for every change of it; false if one is
+  // malformed.
+  template <class Word, class Start, class Apply>
+  bool for_each(const Start& start, const Apply& apply) const {
+    struct State {
+      SparseSegment segment;
+      bool whole = true;
+    };
     bool whole = true;
     parallel_chunks<State>(
         frame.segments, threads,
         [&](State& state, int i) {
-          const int64_t begin = frame.segments.begin(i), count = frame.segments.end(i) - begin;
-          state.whole &= state.segment.template open<Word>(payload + frame.begin(i), frame.length(i)) &&
-                         for_each_change<Word>(state.segment, count, [&](int64_t at, Word difference) {
+          const int64_t begin = frame.segments.begin(i), end = frame.segments.end(i);
+          start(begin, end);
+          state.whole &= state.segment.template open<Word>(frame.payload + frame.begin(i), frame.length(i)) &&
+                         for_each_change<Word>(state.segment, end - begin, [&](int64_t at, Word difference) {
                            apply(begin + at, difference);
                          });
         },
         [&](State& state) { whole &= state.whole; });
     return whole;
-  };
-  if (!for_each_segment([](int64_t, Word) {})) return false;
-  return for_each_segment([=](int64_t at, Word difference) {
-    const Word step = reverse ? static_cast<Word>(Word{0} - difference) : difference;
-    const Word position = static_cast<Word>(sparse_position<Word, is_float>(words[at]) + step);
-    words[at] = is_float ? from_ordinal(position) : position;
+  }
+};
+
+template <class Word, bool is_float>
+inline Word moved(Word word, Word difference) {
+  const Word position = static_cast<Word>(sparse_position<Word, is_float>(word) + difference);
+  return is_float ? from_ordinal(position) : position;
+}
+
+template <class Word, bool is_float>
+bool apply_changes(Word* words, const SparsePayload& payload, bool reverse) {
+  const auto nothing = [](int64_t, int64_t) {};
+  // The first pass sees that all is whole, and has the words fetched that the second one changes.
+  if (!payload.for_each<Word>(nothing, [=](int64_t at, Word) { __builtin_prefetch(words + at, 1); }))
+    return false;
+  return payload.for_each<Word>(nothing, [=](int64_t at, Word difference) {
+    words[at] =
+        moved<Word, is_float>(words[at], reverse ? static_cast<Word>(Word{0} - difference) : difference);
   });
+}
+
+template <class Word, bool is_float>
+bool decode_changes(const Word* base, Word* tuned, const SparsePayload& payload) {
+  return payload.for_each<Word>(
+      [=](int64_t begin, int64_t end) {
+        std::memcpy(tuned + begin, base + begin, sizeof(Word) * (end - begin));
+      },
+      [=](int64_t at, Word difference) { tuned[at] = moved<Word, is_float>(tuned[at], difference); });
 }
 
 template <class Call>
@@ -94,8 +123,19 @@ void encode_sparse_delta(const void* base, const void* tuned, uint8_t* payload, 
 void apply_sparse_delta(void* words, const uint8_t* payload, int64_t payload_bytes, int64_t* malformed,
                         int64_t numel, int word_bytes, bool is_float, bool reverse, int threads) {
   with_sparse_word(word_bytes, is_float, [=]<class Word, bool floating>() {
-    *malformed = !apply_changes<Word, floating>(static_cast<Word*>(words), payload, payload_bytes, numel,
-                                                reverse, threads);
+    SparsePayload opened{{}, threads};
+    *malformed = !opened.open(payload, payload_bytes, numel) ||
+                 !apply_changes<Word, floating>(static_cast<Word*>(words), opened, reverse);
+  });
+}
+
+void decode_sparse_delta(const void* base, const uint8_t* payload, int64_t payload_bytes, void* tuned,
+                         int64_t* malformed, int64_t numel, int word_bytes, bool is_float, int threads) {
+  with_sparse_word(word_bytes, is_float, [=]<class Word, bool floating>() {
+    SparsePayload opened{{}, threads};
+    *malformed =
+        !opened.open(payload, payload_bytes, numel) ||
+        !decode_changes<Word, floating>(static_cast<const Word*>(base), static_cast<Word*>(tuned), opened);
   });
 }
 
@@ -111,6 +151,11 @@ GRAFTWORK_DISPATCH(apply_sparse_delta,
                    (void* words, const uint8_t* payload, int64_t payload_bytes, int64_t* malformed,
                     int64_t numel, int word_bytes, bool is_float, bool reverse, int threads),
                    (words, payload, payload_bytes, malformed, numel, word_bytes, is_float, reverse, threads))
+
+GRAFTWORK_DISPATCH(decode_sparse_delta,
+                   (const void* base, const uint8_t* payload, int64_t payload_bytes, void* tuned,
+                    int64_t* malformed, int64_t numel, int word_bytes, bool is_float, int threads),
+                   (base, payload, payload_bytes, tuned, malformed, numel, word_bytes, is_float, threads))
 
 #ifdef GRAFTWORK_LEVEL_IS_baseline
 int64_t sparse_delta_payload_bound(int64_t numel, int word_bytes, int64_t max_changes) {

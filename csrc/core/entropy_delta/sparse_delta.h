@@ -25,4 +25,8 @@ void encode_sparse_delta(const void* base, const void* tuned, uint8_t* payload, 
 void apply_sparse_delta(void* words, const uint8_t* payload, int64_t payload_bytes, int64_t* malformed,
                         int64_t numel, int word_bytes, bool is_float, bool reverse, int threads);
 
+// Restores `tuned` from `base`, in one pass. *malformed is as above; what `tuned` holds is undefined then.
+void decode_sparse_delta(const void* base, const uint8_t* payload, int64_t payload_bytes, void* tuned,
+                         int64_t* malformed, int64_t numel, int word_bytes, bool is_float, int threads);
+
 }  // namespace graftwork

@@ -157,16 +157,17 @@ struct SparseSegment {
   }
 };
 
+// Whether a state needs a word is as good as chance: there is no branch on it.
 inline int take_symbol(uint32_t& state, const uint32_t* slots, const uint8_t*& words, const uint8_t* end) {
   constexpr uint32_t kLow = kProbabilityTotal - 1;
   const uint32_t entry = slots[state & kLow];
-  state = (((entry >> kProbabilityBits) & kLow) + 1) * (state >> kProbabilityBits) + (entry & kLow);
-  if (state < kStateLow) {
-    uint16_t word = 0;
-    if (words < end) std::memcpy(&word, words, 2);
-    words += 2;
-    state = state << 16 | word;
-  }
+  uint16_t word = 0;
+  if (words < end) std::memcpy(&word, words, 2);
+  const uint32_t next =
+      (((entry >> kProbabilityBits) & kLow) + 1) * (state >> kProbabilityBits) + (entry & kLow);
+  const bool empty = next < kStateLow;
+  words += 2 * empty;
+  state = empty ? next << 16 | word : next;
   return static_cast<int>(entry >> 24);
 }
 
@@ -179,17 +180,24 @@ bool for_each_change(SparseSegment& segment, int64_t count, const Apply& apply) 
   const uint8_t* words = segment.words;
   BitReader raw = segment.raw;
   int64_t at = -1;
-  for (uint32_t i = 0; i < segment.count; ++i) {
-    const int lane = 2 * (i & 1);
+  const auto take_change = [&](int lane) {
     const int gap = take_symbol(states[lane], segment.gap_slots, words, segment.words_end) - 1;
     const int symbol =
         take_symbol(states[lane + 1], segment.class_slots, words, segment.words_end) - kWordBits<Word>;
-    at += (int64_t{1} << gap) | raw.get(gap);
     const int length = symbol < 0 ? -symbol : symbol;
-    const Word magnitude = static_cast<Word>((uint32_t{1} << (length - 1)) | raw.get(length - 1));
+    const uint64_t bits = raw.peek();  // of both: at most 20 and 31
+    raw.at += gap + length - 1;
+    at += static_cast<int64_t>((uint64_t{1} << gap) | (bits & ((uint64_t{1} << gap) - 1)));
+    const uint64_t leading = uint64_t{1} << (length - 1);
+    const Word magnitude = static_cast<Word>(leading | (bits >> gap & (leading - 1)));
     if (at >= count) return false;
     apply(at, static_cast<Word>(symbol < 0 ? Word{0} - magnitude : magnitude));
-  }
+    return true;
+  };
+  uint32_t left = segment.count;
+  for (; left >= 2; left -= 2)  // lanes that are known keep their states in registers
+    if (!take_change(0) || !take_change(2)) return false;
+  if (left == 1 && !take_change(0)) return false;
   if (segment.count == 0) return true;
   bool whole = words == segment.words_end && raw.used_up();
   for (const uint32_t state : states) whole &= state == kStateLow;

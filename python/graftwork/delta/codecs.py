@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import zstandard
 
 from graftwork.delta.basis import Words
-from graftwork.delta.pipeline import Scratch
+from graftwork.delta.pipeline import Scratch, copy_bytes
 from graftwork.errors import ChecksumError, DeltaError, UnknownCodec
 
 Parts = Sequence[bytes | bytearray | memoryview]
@@ -50,7 +50,7 @@ class Same:
     def decode(self, basis: memoryview, payload: memoryview, words: Words, tuned: memoryview) -> None:
         if payload:
             raise DeltaError("a chunk stored as 'same' has a payload", got=f"{len(payload)} bytes", wanted=0)
-        tuned[:] = basis
+        copy_bytes(basis, tuned)
 
 
 class Raw:
@@ -65,7 +65,7 @@ class Raw:
     def decode(self, basis: memoryview, payload: memoryview, words: Words, tuned: memoryview) -> None:
         if len(payload) != len(tuned):
             raise DeltaError("a raw chunk has the wrong length", got=len(payload), wanted=len(tuned))
-        tuned[:] = payload
+        copy_bytes(payload, tuned)
 
 
 class OrdinalPlanes:
@@ -144,7 +144,7 @@ class OrdinalPlanes:
         """Turn a chunk of the base into the fine-tune's, or back, in place; untouched if the payload is malformed."""
         result = self._scratch.buffer("applied", len(chunk))
         self._restore(chunk, payload, words, result, reverse)
-        chunk[:] = result
+        copy_bytes(result, chunk)
 
     def _decompress(self, frame: memoryview, plane: memoryview) -> None:
         try:
@@ -214,8 +214,17 @@ class Sparse:
         return None if payload is None else (payload.numpy().data,)
 
     def decode(self, basis: memoryview, payload: memoryview, words: Words, tuned: memoryview) -> None:
-        tuned[:] = basis
-        self.apply_(tuned, payload, words)
+        import torch
+
+        from graftwork.ops.entropy_delta import decode_sparse_delta
+
+        dtype = words.torch_dtype
+        try:
+            decode_sparse_delta(
+                torch.frombuffer(basis, dtype=dtype), _bytes(payload), torch.frombuffer(tuned, dtype=dtype)
+            )
+        except ValueError as error:
+            raise DeltaError(f"a sparse chunk's payload is malformed: {error}") from error
 
     def apply_(self, chunk: memoryview, payload: memoryview, words: Words, *, reverse: bool = False) -> None:
         """Turn a chunk of the base into the fine-tune's, or back, in place; untouched if the payload is malformed."""

@@ -67,6 +67,37 @@ def ordered_map(
                 future.cancel()
 
 
+def for_each(function: Callable[[int], object], count: int, *, threads: int) -> None:
+    """Call ``function`` with every number below ``count``, on ``threads`` threads, in no order.
+
+    Threads take numbers from a common counter: nothing is handed over between them. After an exception no number is
+    begun any more; the first one is raised when all threads have come to their end.
+    """
+    from graftwork.ops._native import thread_limit
+
+    numbers = iter(range(count))  # taking the next one cannot be interrupted
+    failed = threading.Event()
+
+    def work(_: int) -> None:
+        with thread_limit(1):
+            for number in numbers:
+                if failed.is_set():
+                    return
+                try:
+                    function(number)
+                except BaseException:
+                    failed.set()
+                    raise
+
+    if threads <= 1 or count < 2:
+        work(0)
+        return
+    with ThreadPoolExecutor(threads, thread_name_prefix="graftwork") as pool:
+        workers = [pool.submit(work, thread) for thread in range(threads)]
+    for worker in workers:
+        worker.result()
+
+
 def _batches(items: Iterable[T], weigh: Callable[[T], int]) -> Iterator[list[T]]:
     """Cut ``items`` into batches of at most ``_BATCH_BYTES`` together; a larger item is alone."""
     batch: list[T] = []
@@ -94,3 +125,13 @@ class Scratch(threading.local):
         if held is None or len(held) < nbytes:
             held = self._buffers[role] = bytearray(nbytes)
         return memoryview(held)[:nbytes]
+
+
+def copy_bytes(source: memoryview, target: memoryview) -> None:
+    """Copy bytes between buffers of one size; other threads run meanwhile, as they do not while a slice is assigned."""
+    if len(source) < _BATCH_BYTES // 16:
+        target[:] = source
+        return
+    import numpy as np
+
+    np.copyto(np.frombuffer(target, np.uint8), np.frombuffer(source, np.uint8))

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+_KEPT_BYTES = 32 << 20
 GRAIN = 1 << 17  # elements a thread: below this a second thread does not pay
 _LIBRARY = torch.library.Library("graftwork", "DEF")
 _local = threading.local()
@@ -179,3 +180,27 @@ def check_output(operation: str, name: str, output: Tensor, **inputs: Tensor) ->
     for input_name, tensor in inputs.items():
         if tensor.data_ptr() < stop and start < tensor.data_ptr() + tensor.nbytes:
             raise ValueError(f"{operation}: {name} overlaps {input_name} in memory; pass a separate output")
+
+
+def buffer(role: str, nbytes: int) -> Tensor:
+    """At least `nbytes` bytes of host memory for a native function, this thread's until its next call for `role`.
+
+    What is not too large is kept, since fresh pages are slow.
+    """
+    held: dict[str, Tensor] = _local.__dict__.setdefault("buffers", {})
+    found = held.get(role)
+    if found is None or found.numel() < nbytes:
+        found = torch.empty(nbytes, dtype=torch.uint8)
+        if nbytes <= _KEPT_BYTES:
+            held[role] = found
+    return found
+
+
+def on_the_host(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The CUDA route of an operation that has no GPU code: its CPU route on copies, which is faster than the reference."""
+
+    def copied(first: Tensor, *rest: Any) -> Tensor:
+        copies = (argument.cpu() if isinstance(argument, Tensor) else argument for argument in rest)
+        return run(first.cpu(), *copies).to(first.device)
+
+    return copied

@@ -12,10 +12,6 @@ None is differentiable.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -30,7 +26,6 @@ FORMATS = (torch.float16, torch.bfloat16, torch.float32)
 SPARSE_DTYPES = tuple(dtype for dtype in (*EXPONENT_BITS, *INTEGERS) if dtype.itemsize in (2, 4))
 SEGMENTS = tuple(1 << log2 for log2 in range(16, 21))
 _FIX = "view it as a type of that size, or use encode_ordinal_planes"
-_KEPT_BYTES = 32 << 20
 
 
 def encode_ordinal_rans(base: Tensor, tuned: Tensor, segment: int | None = 1 << 20) -> Tensor:
@@ -213,6 +208,50 @@ def apply_sparse_delta_(words: Tensor, payload: Tensor, reverse: bool = False) -
     return words
 
 
+def decode_sparse_delta(base: Tensor, payload: Tensor, tuned: Tensor | None = None) -> Tensor:
+    """Restore a fine-tune from its base and :func:`encode_sparse_delta`, in one pass, beside the base.
+
+    Parameters
+    ----------
+    base : Tensor
+        The tensor that the payload was made against. A view is copied.
+    payload : Tensor
+        uint8, one-dimensional, on the device of `base`.
+    tuned : Tensor, optional
+        Like `base`, contiguous, apart from the inputs in memory; overwritten. None: a new tensor.
+
+    Returns
+    -------
+    Tensor
+        `tuned`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is not as above, or the payload is malformed; what `tuned` holds is undefined then.
+
+    Notes
+    -----
+    Deterministic. Any base is accepted: check a digest of the result.
+
+    Examples
+    --------
+    >>> base, tuned = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 2.5, 3.0])
+    >>> decode_sparse_delta(base, encode_sparse_delta(base, tuned, max_share=0.5)).tolist()
+    [1.0, 2.5, 3.0]
+    """
+    _checks.check_tensor("decode_sparse_delta", "base", base)
+    _checks.check_dtype("decode_sparse_delta", "base", base, SPARSE_DTYPES, _FIX)
+    _check_payload("decode_sparse_delta", payload, base)
+    if tuned is None:
+        tuned = torch.empty(base.shape, dtype=base.dtype, device=base.device)
+    else:
+        _checks.check_pair("decode_sparse_delta", base, tuned, SPARSE_DTYPES, _FIX)
+        _checks.check_output("decode_sparse_delta", "tuned", tuned)
+    torch.ops.graftwork.decode_sparse_delta(base.detach(), payload, tuned.detach())
+    return tuned
+
+
 def _check_payload(operation: str, payload: Tensor, base: Tensor) -> None:
     _checks.check_tensor(operation, "payload", payload)
     _checks.check_dtype(operation, "payload", payload, (torch.uint8,), "a payload is bytes")
@@ -221,30 +260,12 @@ def _check_payload(operation: str, payload: Tensor, base: Tensor) -> None:
     _checks.check_device(operation, "payload", payload, "base", base)
 
 
-class _Buffers(threading.local):
-    """What encoding and decoding need beside their arguments; small ones are kept, since fresh pages are slow."""
-
-    def __init__(self) -> None:
-        self._held: dict[str, Tensor] = {}
-
-    def get(self, role: str, nbytes: int) -> Tensor:
-        held = self._held.get(role)
-        if held is None or held.numel() < nbytes:
-            held = torch.empty(nbytes, dtype=torch.uint8)
-            if nbytes <= _KEPT_BYTES:
-                self._held[role] = held
-        return held
-
-
-_buffers = _Buffers()
-
-
 def _encode_rans(base: Tensor, tuned: Tensor, log2_segment: int) -> Tensor:
     base, tuned = _native.packed(base), _native.packed(tuned)
     core, numel = _native.load("_core"), base.numel()
     bound = core.ordinal_rans_payload_bound(numel, base.itemsize)
-    payload, nbytes = _buffers.get("payload", bound), torch.empty(1, dtype=torch.int64)
-    workspace = _buffers.get("workspace", core.ordinal_rans_workspace_bytes(_native.threads_for(numel)))
+    payload, nbytes = _native.buffer("payload", bound), torch.empty(1, dtype=torch.int64)
+    workspace = _native.buffer("workspace", core.ordinal_rans_workspace_bytes(_native.threads_for(numel)))
     form = FORMATS.index(base.dtype)
     arguments = base, tuned, payload, nbytes, workspace, numel, form, log2_segment
     _native.call("encode_ordinal_rans", *arguments, like=base)
@@ -255,7 +276,7 @@ def _decode_rans(base: Tensor, payload: Tensor, tuned: Tensor) -> None:
     base, payload = _native.packed(base), _native.packed(payload)
     _native.check_output("decode_ordinal_rans", "tuned", tuned, base=base, payload=payload)
     core, numel = _native.load("_core"), base.numel()
-    workspace = _buffers.get("workspace", core.ordinal_rans_workspace_bytes(_native.threads_for(numel)))
+    workspace = _native.buffer("workspace", core.ordinal_rans_workspace_bytes(_native.threads_for(numel)))
     malformed, form = torch.empty(1, dtype=torch.int64), FORMATS.index(base.dtype)
     arguments = base, payload, payload.numel(), tuned, malformed, workspace, numel, form
     _native.call("decode_ordinal_rans", *arguments, like=base)
@@ -294,8 +315,8 @@ def _encode_sparse(base: Tensor, tuned: Tensor, max_changes: int) -> Tensor:
     base, tuned = _native.packed(base), _native.packed(tuned)
     core, numel, threads = _native.load("_core"), base.numel(), _native.threads_for(base.numel())
     bound = core.sparse_delta_payload_bound(numel, base.itemsize, max_changes)
-    payload, nbytes = _buffers.get("payload", bound), torch.empty(1, dtype=torch.int64)
-    workspace = _buffers.get("workspace", core.sparse_delta_workspace_bytes(max_changes, threads))
+    payload, nbytes = _native.buffer("payload", bound), torch.empty(1, dtype=torch.int64)
+    workspace = _native.buffer("workspace", core.sparse_delta_workspace_bytes(max_changes, threads))
     word = numel, base.itemsize, base.dtype in EXPONENT_BITS
     _native.call(
         "encode_sparse_delta", base, tuned, payload, nbytes, workspace, *word, max_changes, like=base
@@ -313,21 +334,24 @@ def _apply_sparse(words: Tensor, payload: Tensor, reverse: bool) -> None:
     reference.refuse_if("apply_sparse_delta_", bool(malformed))
 
 
-def _by_way_of_the_host(run: Callable[..., Any]) -> Callable[..., Any]:
-    """What has no GPU code yet: the same on copies, faster than the reference."""
-
-    def copied(*arguments: Any) -> Any:
-        device = arguments[0].device
-        result = run(*(a.cpu() if isinstance(a, Tensor) else a for a in arguments))
-        return result.to(device)
-
-    return copied
+def _decode_sparse(base: Tensor, payload: Tensor, tuned: Tensor) -> None:
+    base, payload = _native.packed(base), _native.packed(payload)
+    _native.check_output("decode_sparse_delta", "tuned", tuned, base=base, payload=payload)
+    malformed = torch.empty(1, dtype=torch.int64)
+    word = base.numel(), base.itemsize, base.dtype in EXPONENT_BITS
+    _native.call("decode_sparse_delta", base, payload, payload.numel(), tuned, malformed, *word, like=base)
+    reference.refuse_if("decode_sparse_delta", bool(malformed))
 
 
 def _apply_sparse_cuda(words: Tensor, payload: Tensor, reverse: bool) -> None:
     copy = words.cpu()
     _apply_sparse(copy, payload.cpu(), reverse)
     words.copy_(copy)
+
+
+def _decode_sparse_cuda(base: Tensor, payload: Tensor, tuned: Tensor) -> None:
+    tuned.copy_(base)
+    _apply_sparse_cuda(tuned, payload, False)
 
 
 def _new_payload(base: Tensor, tuned: Tensor, option: int) -> Tensor:
@@ -340,7 +364,7 @@ _native.register(
     reference=reference.encode_ordinal_rans,
     fake=_new_payload,
     cpu=_native.Route("_core", FORMATS, _encode_rans),
-    cuda=_native.Route("_core", FORMATS, _by_way_of_the_host(_encode_rans)),
+    cuda=_native.Route("_core", FORMATS, _native.on_the_host(_encode_rans)),
 )
 _native.register(
     "decode_ordinal_rans",
@@ -356,7 +380,7 @@ _native.register(
     reference=sparse_reference.encode_sparse_delta,
     fake=_new_payload,
     cpu=_native.Route("_core", SPARSE_DTYPES, _encode_sparse),
-    cuda=_native.Route("_core", SPARSE_DTYPES, _by_way_of_the_host(_encode_sparse)),
+    cuda=_native.Route("_core", SPARSE_DTYPES, _native.on_the_host(_encode_sparse)),
 )
 _native.register(
     "apply_sparse_delta",
@@ -365,4 +389,12 @@ _native.register(
     fake=lambda words, payload, reverse: None,
     cpu=_native.Route("_core", SPARSE_DTYPES, _apply_sparse),
     cuda=_native.Route("_core", SPARSE_DTYPES, _apply_sparse_cuda),
+)
+_native.register(
+    "decode_sparse_delta",
+    "(Tensor base, Tensor payload, Tensor(a!) tuned) -> ()",
+    reference=sparse_reference.decode_sparse_delta,
+    fake=lambda base, payload, tuned: None,
+    cpu=_native.Route("_core", SPARSE_DTYPES, _decode_sparse),
+    cuda=_native.Route("_core", SPARSE_DTYPES, _decode_sparse_cuda),
 )

@@ -150,3 +150,9 @@ def apply_sparse_delta(words: Tensor, payload: Tensor, reverse: bool) -> None:
     except Malformed:
         refuse_if("apply_sparse_delta_", True)
     words.copy_(add_differences(words, -differences if reverse else differences))
+
+
+def decode_sparse_delta(base: Tensor, payload: Tensor, tuned: Tensor) -> None:
+    """Restore `tuned` from `base`; ValueError if the payload is malformed."""
+    tuned.copy_(base)
+    apply_sparse_delta(tuned, payload, False)

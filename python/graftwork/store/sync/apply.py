@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from graftwork.delta.pipeline import Scratch, default_threads, ordered_map
+from graftwork.delta.pipeline import Scratch, copy_bytes, default_threads, for_each
 from graftwork.errors import CheckpointError, DeltaError
 from graftwork.store.sync.check import LeafChecker
 from graftwork.store.sync.inplace import apply_leaf
@@ -169,11 +169,7 @@ class Transaction:
                 raise InterruptedError("the caller was interrupted")
             function(number)
 
-        def weigh(number: int) -> int:
-            return places[number].leaf.length
-
-        for _ in ordered_map(run, range(len(places)), threads=self._threads, weigh=weigh):
-            pass
+        for_each(run, len(places), threads=self._threads)
 
     def _check(self, number: int) -> None:
         place = self._places[number]
@@ -191,7 +187,7 @@ class Transaction:
                 apply_leaf(leaf, words, payload)
             else:
                 after = self._scratch.buffer("after", leaf.length)
-                after[:] = before
+                copy_bytes(before, after)
                 apply_leaf(leaf, after, payload)
                 memory.write(leaf.offset, after)
             self._changed[number] = 1

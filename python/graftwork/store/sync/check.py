@@ -6,7 +6,7 @@ from graftwork.checkpoint.digest import leaf_digest
 from graftwork.delta.pipeline import Scratch
 from graftwork.delta.source import TensorSource, read_piece
 from graftwork.errors import BaseMismatch
-from graftwork.store.sync.inplace import apply_leaf
+from graftwork.store.sync.inplace import restore_leaf
 from graftwork.store.sync.payload import Leaf, SyncPayload
 
 
@@ -29,8 +29,7 @@ class LeafChecker:
         after = before
         if leaf.changes:
             after = self._scratch.buffer("after", leaf.length)
-            after[:] = before
-        apply_leaf(leaf, after, payload)
+        restore_leaf(leaf, before, payload, after)
         if leaf_digest(after) != leaf.chunk.leaf:
             self._refuse(held, leaf, before)
         return after

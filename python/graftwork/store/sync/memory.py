@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from graftwork.delta.pipeline import copy_bytes
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -32,7 +34,7 @@ class TensorMemory:
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Copy the bytes from ``offset`` on into ``buffer``."""
         if self._bytes is not None:
-            buffer[:] = self._bytes[offset : offset + len(buffer)]
+            copy_bytes(self._bytes[offset : offset + len(buffer)], buffer)
             return
         for words, part in self._parts(offset, buffer):
             part.copy_(words)
@@ -42,7 +44,7 @@ class TensorMemory:
         import torch
 
         if self._bytes is not None:
-            self._bytes[offset : offset + len(data)] = data
+            copy_bytes(data, self._bytes[offset : offset + len(data)])
             return
         with torch.inference_mode() if self._words.is_inference() else torch.no_grad():
             for words, part in self._parts(offset, data):
