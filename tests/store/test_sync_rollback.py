@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -20,6 +20,14 @@ from tests.store.sync_cases import CHUNK, State, bits, cloned, stepped
 
 When = str
 MOMENTS = ("before", "midway", "after")
+
+
+@pytest.fixture(autouse=True)
+def interrupts() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt, in a background job too, where a shell has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def state() -> State:
