@@ -139,8 +139,10 @@ def _run_loop(
         data = mutator.next()
         current.write_bytes(data)  # before the run: nothing of ours runs after a hang or a crash
         signal.alarm(SECONDS_AN_INPUT)  # not handled: it ends the process, whatever holds the interpreter
-        read(data)
-        signal.alarm(0)
+        try:
+            read(data)
+        finally:
+            signal.alarm(0)
         executions += 1
     current.unlink(missing_ok=True)
     print(f"#{executions} DONE corp: {len(inputs)}", file=sys.stderr)
