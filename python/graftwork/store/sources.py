@@ -208,6 +208,10 @@ class Sources:
         if self._base_path is not None:
             self._given = self._stack.enter_context(open_checkpoint(self._base_path))
             return CheckpointSource(self._given)
+        return self.source(self._required_base())
+
+    def _required_base(self) -> str:
+        """The entry that is the base; BaseRequired if there is none."""
         held = self._held_base()
         if held is None:
             raise BaseRequired(
@@ -216,7 +220,7 @@ class Sources:
                 wanted=f"the base with digest {self._store.root.base}",
                 remedy="give the base's folder (--base DIR), or pack with --with-base",
             )
-        return self.source(held)
+        return held
 
     @property
     def base_checked(self) -> bool:
@@ -236,11 +240,7 @@ class Sources:
     def describe_base(self, threads: int, progress: Progress | None) -> Description:
         """The base by digest, leaves too, after `check_base`."""
         self.check_base(threads, progress)
-        held = self._held_base()
-        if self._described is None and held is not None:
-            return self.describe(held)
-        assert self._described is not None  # a base that was given has just been described
-        return self._described
+        return self.describe(self._required_base()) if self._described is None else self._described
 
     def check_unchanged(self) -> None:
         """Raise `SourceChanged` if the given base changed after it was opened; objects never change."""

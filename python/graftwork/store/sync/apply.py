@@ -15,7 +15,7 @@ from graftwork.store.sync.match import match_target
 from graftwork.store.sync.memory import find_overlap
 from graftwork.store.sync.payload import Leaf, Payload, SyncPayload, SyncReport
 from graftwork.store.sync.shield import run_shielded
-from graftwork.store.sync.weights import StateSource, Weights, state_weights
+from graftwork.store.sync.weights import StateSource, StateWeights, state_weights
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -95,11 +95,10 @@ def apply_(
         return opened.report()
 
 
-def _apply_to_state(weights: Weights, payload: SyncPayload, *, check: Check, threads: int) -> None:
+def _apply_to_state(weights: StateWeights, payload: SyncPayload, *, check: Check, threads: int) -> None:
     import torch
 
     source = weights.source
-    assert isinstance(source, StateSource)
     if overlap := find_overlap(list(source.tensors.items())):
         raise CheckpointError(
             "two tensors of the target share part of their memory",

@@ -32,6 +32,7 @@ from graftwork.store.sync.weights import Stateful, Weights, open_weights
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from numpy.typing import NDArray
 
     Array = NDArray[Any]
@@ -138,9 +139,7 @@ def _sparse_file(payload: SyncPayload, found: Mapping[str, list[Patch]]) -> byte
             indices, values = (np.concatenate(parts) for parts in zip(*found[name], strict=True))
             narrow = np.int32 if elements <= _INT32_ELEMENTS else np.int64
             tensors[name + _INDICES] = torch.from_numpy(indices.astype(narrow))
-            dtype = torch_dtype(record.dtype)
-            assert dtype is not None  # _word has seen it
-            tensors[name + _VALUES] = torch.from_numpy(values).view(dtype)
+            tensors[name + _VALUES] = torch.from_numpy(values).view(_torch_type(name, record.dtype))
             changed += len(indices)
     metadata = {
         "sparse": "True",
@@ -299,8 +298,14 @@ def _word(name: str, dtype: str) -> np.dtype[Any]:
     """Integers as wide as a dtype's elements."""
     import numpy as np
 
-    if DTYPES[dtype].bits % 8 or torch_dtype(dtype) is None:
+    return np.dtype(f"<u{_torch_type(name, dtype).itemsize}")
+
+
+def _torch_type(name: str, dtype: str) -> torch.dtype:
+    """The torch dtype whose elements a tensor's are; DeltaError if they do not fill bytes."""
+    found = torch_dtype(dtype)
+    if found is None or DTYPES[dtype].bits % 8:
         raise DeltaError(
             "the sparse form has no place for elements of less than a byte", tensor=name, got=dtype
         )
-    return np.dtype(f"<u{DTYPES[dtype].bits // 8}")
+    return found

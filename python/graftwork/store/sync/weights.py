@@ -82,6 +82,13 @@ class Weights:
         return self._groups[name]
 
 
+@dataclass(frozen=True)
+class StateWeights(Weights):
+    """Named tensors in memory."""
+
+    source: StateSource
+
+
 @contextmanager
 def open_weights(given: Stateful, role: str) -> Iterator[Weights]:
     """``given`` as `Weights`; a path is opened here, and its files must not change meanwhile.
@@ -99,7 +106,7 @@ def open_weights(given: Stateful, role: str) -> Iterator[Weights]:
         yield state_weights(given, role)
 
 
-def state_weights(given: Mapping[str, Tensor] | nn.Module, role: str) -> Weights:
+def state_weights(given: Mapping[str, Tensor] | nn.Module, role: str) -> StateWeights:
     """A state dict's or module's tensors as `Weights`; tensors with one place in memory are tied."""
     from graftwork.ops._native import memory_range
 
@@ -114,7 +121,7 @@ def state_weights(given: Mapping[str, Tensor] | nn.Module, role: str) -> Weights
             tensors[name] = tensor
         else:
             tied[name] = first
-    return Weights(role, StateSource(tensors), tied)
+    return StateWeights(role, StateSource(tensors), tied)
 
 
 def checkpoint_weights(checkpoint: Checkpoint) -> Weights:
@@ -186,7 +193,8 @@ def _check(name: object, tensor: object, role: str) -> None:
 
 def _meta(name: str, tensor: Tensor) -> Meta:
     code = code_of(tensor.dtype)
-    assert code is not None  # _check has seen it
+    if code is None:
+        raise CheckpointError("a tensor has a dtype that no file can hold", tensor=name, got=tensor.dtype)
     shape, packed = tuple(tensor.shape), DTYPES[code].packed
     if packed > 1:
         shape = (*shape[:-1], shape[-1] * packed)
