@@ -111,14 +111,7 @@ def decode_ordinal_rans(base: Tensor, payload: Tensor, tuned: Tensor | None = No
     >>> torch.equal(decode_ordinal_rans(base, encode_ordinal_rans(base, tuned)), tuned)
     True
     """
-    _checks.check_tensor("decode_ordinal_rans", "base", base)
-    _checks.check_dtype("decode_ordinal_rans", "base", base, FORMATS, _FIX)
-    _check_payload("decode_ordinal_rans", payload, base)
-    if tuned is None:
-        tuned = torch.empty(base.shape, dtype=base.dtype, device=base.device)
-    else:
-        _checks.check_pair("decode_ordinal_rans", base, tuned, FORMATS, _FIX)
-        _checks.check_output("decode_ordinal_rans", "tuned", tuned)
+    tuned = _check_restore("decode_ordinal_rans", base, payload, tuned, FORMATS)
     torch.ops.graftwork.decode_ordinal_rans(base.detach(), payload, tuned.detach())
     return tuned
 
@@ -240,15 +233,22 @@ def decode_sparse_delta(base: Tensor, payload: Tensor, tuned: Tensor | None = No
     >>> decode_sparse_delta(base, encode_sparse_delta(base, tuned, max_share=0.5)).tolist()
     [1.0, 2.5, 3.0]
     """
-    _checks.check_tensor("decode_sparse_delta", "base", base)
-    _checks.check_dtype("decode_sparse_delta", "base", base, SPARSE_DTYPES, _FIX)
-    _check_payload("decode_sparse_delta", payload, base)
-    if tuned is None:
-        tuned = torch.empty(base.shape, dtype=base.dtype, device=base.device)
-    else:
-        _checks.check_pair("decode_sparse_delta", base, tuned, SPARSE_DTYPES, _FIX)
-        _checks.check_output("decode_sparse_delta", "tuned", tuned)
+    tuned = _check_restore("decode_sparse_delta", base, payload, tuned, SPARSE_DTYPES)
     torch.ops.graftwork.decode_sparse_delta(base.detach(), payload, tuned.detach())
+    return tuned
+
+
+def _check_restore(
+    operation: str, base: Tensor, payload: Tensor, tuned: Tensor | None, dtypes: tuple[torch.dtype, ...]
+) -> Tensor:
+    """Check what restores a fine-tune; the output."""
+    _checks.check_tensor(operation, "base", base)
+    _checks.check_dtype(operation, "base", base, dtypes, _FIX)
+    _check_payload(operation, payload, base)
+    if tuned is None:
+        return torch.empty(base.shape, dtype=base.dtype, device=base.device)
+    _checks.check_pair(operation, base, tuned, dtypes, _FIX)
+    _checks.check_output(operation, "tuned", tuned)
     return tuned
 
 
