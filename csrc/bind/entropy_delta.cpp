@@ -12,6 +12,8 @@ void bind_entropy_delta(pybind11::module_& module) {
   bind<encode_sparse_delta>(module, "encode_sparse_delta");
   bind<decode_sparse_delta>(module, "decode_sparse_delta");
   bind<apply_sparse_delta>(module, "apply_sparse_delta");
+  bind<apply_sparse_chunks>(module, "apply_sparse_chunks");
+  bind<decode_sparse_chunks>(module, "decode_sparse_chunks");
   module.def("sparse_delta_payload_bound", &sparse_delta_payload_bound);
   module.def("sparse_delta_workspace_bytes", &sparse_delta_workspace_bytes);
 }

@@ -129,7 +129,7 @@ def read_manifest(data: bytes) -> bool:
     text, _, table = data.partition(b"\0")
     file = Path("delta")
     try:
-        base, records = parse_manifest(expanded(text), file)
+        _, base, records = parse_manifest(expanded(text), file)
     except GraftworkError:
         return False
     _require(base is None or isinstance(base, str), "the base is no text", base)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import signal
 import threading
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
 
 from graftwork.errors import DeltaError
 from graftwork.store.sync import apply, apply_, encode
+from graftwork.store.sync.inplace import LeafWork
 from graftwork.store.sync.payload import Leaf
 from graftwork.store.sync.shield import run_shielded
 from tests.checkpoint.faults import Fault
@@ -52,7 +53,7 @@ def world() -> tuple[State, State, bytes]:
 def fail_at(
     monkeypatch: pytest.MonkeyPatch, count: int, when: When, act: Callable[[], object]
 ) -> list[tuple[str, int, bool]]:
-    """Act at the ``count``-th change of a chunk; what was called is in the list."""
+    """Act at the ``count``-th change of a chunk on a copy of its words; what was called is in the list."""
     inner, lock = apply.apply_leaf, threading.Lock()
     calls: list[tuple[str, int, bool]] = []
 
@@ -83,6 +84,9 @@ def number_of_changes(world: tuple[State, State, bytes], monkeypatch: pytest.Mon
     return len(calls)
 
 
+DIRECT = 2  # chunks of `state` that are changed where they lie, before all others
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("when", MOMENTS)
 @pytest.mark.parametrize("error", [Fault, KeyboardInterrupt, MemoryError, SystemExit])
@@ -96,7 +100,7 @@ def test_a_failure_at_any_chunk(
     previous, current, payload = world
     target = cloned(previous)
     changes = number_of_changes(world, monkeypatch)
-    assert changes == 10
+    assert changes == 10 - DIRECT
     for count in range(changes):
         with monkeypatch.context() as patch:
             calls = fail_at(patch, count, when, lambda: raise_(error("injected")))
@@ -104,16 +108,44 @@ def test_a_failure_at_any_chunk(
                 apply_(target, payload, threads=threads)
         assert bits(target) == bits(previous)
         undone = sum(back for *_, back in calls)
-        assert undone == len(calls) - undone - 1, "every change but the one that failed is undone once"
-        assert threads > 1 or undone == count
+        assert undone == DIRECT + len(calls) - undone - 1, (
+            "every change but the one that failed is undone once"
+        )
+        assert threads > 1 or undone == DIRECT + count
     apply_(target, payload, threads=threads)
     assert bits(target) == bits(current)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("batch", [1, 8 * CHUNK])
+@pytest.mark.parametrize("count", range(DIRECT))
+def test_a_failure_where_chunks_are_changed_where_they_lie(
+    world: tuple[State, State, bytes], monkeypatch: pytest.MonkeyPatch, count: int, batch: int, threads: int
+) -> None:
+    """As when the payload is changed by somebody after it was checked: the chunks before the fault are taken back."""
+    previous, _, payload = world
+    target, inner, done = cloned(previous), apply.apply_sparse_leaves, [0]
+    lock = threading.Lock()
+
+    def apply_sparse_leaves(work: Sequence[LeafWork]) -> int:
+        with lock:
+            whole = inner(work[: max(0, count - done[0])])
+            done[0] += whole
+        assert whole == 0 or bits(target) != bits(previous)
+        return whole
+
+    monkeypatch.setattr(apply, "apply_sparse_leaves", apply_sparse_leaves)
+    monkeypatch.setattr(apply, "_DIRECT_BYTES", batch)
+    with pytest.raises(DeltaError, match="malformed"):
+        apply_(target, payload, threads=threads)
+    assert done == [count]
+    assert bits(target) == bits(previous)
 
 
 def test_a_failure_of_writing_back_a_strided_chunk(
     world: tuple[State, State, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from graftwork.store.sync.memory import TensorMemory
+    from graftwork.delta.tensor_memory import TensorMemory
 
     previous, _, payload = world
     target, inner = cloned(previous), TensorMemory.write
@@ -175,9 +207,9 @@ def test_an_interrupt_while_it_is_checked(
     previous, _, payload = world
     target, inner = cloned(previous), LeafChecker.restore
 
-    def restore(self: LeafChecker, held: str, leaf: Leaf) -> memoryview:
+    def restore(self: LeafChecker, leaves: Sequence[tuple[str, Leaf]]) -> list[memoryview]:
         interrupt_main(stops[-1])
-        return inner(self, held, leaf)
+        return inner(self, leaves)
 
     monkeypatch.setattr(LeafChecker, "restore", restore)
     with pytest.raises(KeyboardInterrupt):

@@ -79,15 +79,46 @@ inline Word moved(Word word, Word difference) {
 }
 
 template <class Word, bool is_float>
+inline void move(Word& word, Word difference, bool reverse) {
+  word = moved<Word, is_float>(word, reverse ? static_cast<Word>(Word{0} - difference) : difference);
+}
+
+// The changes of a payload of one segment, which is what a chunk of a file has: decoded once, kept until all are seen.
+struct KeptChanges {
+  static constexpr int kMost = 1 << 14;
+  int64_t count = 0;
+  struct {
+    uint32_t at, difference;
+  } changes[kMost];
+
+  void add(int64_t at, uint32_t difference) {
+    if (count < kMost) changes[count] = {static_cast<uint32_t>(at), difference};
+    ++count;
+  }
+};
+
+// The first pass sees that all is whole, and has the words fetched that the second one changes.
+template <class Word, bool is_float>
 bool apply_changes(Word* words, const SparsePayload& payload, bool reverse) {
   const auto nothing = [](int64_t, int64_t) {};
-  // The first pass sees that all is whole, and has the words fetched that the second one changes.
-  if (!payload.for_each<Word>(nothing, [=](int64_t at, Word) { __builtin_prefetch(words + at, 1); }))
+  if (payload.frame.segments.count == 1) {
+    KeptChanges kept;
+    if (!payload.for_each<Word>(nothing, [&](int64_t at, Word difference) {
+          __builtin_prefetch(words + at, 1);
+          kept.add(at, difference);
+        }))
+      return false;
+    if (kept.count <= KeptChanges::kMost) {
+      for (int64_t i = 0; i < kept.count; ++i)
+        move<Word, is_float>(words[kept.changes[i].at], static_cast<Word>(kept.changes[i].difference),
+                             reverse);
+      return true;
+    }
+  } else if (!payload.for_each<Word>(nothing, [=](int64_t at, Word) { __builtin_prefetch(words + at, 1); })) {
     return false;
-  return payload.for_each<Word>(nothing, [=](int64_t at, Word difference) {
-    words[at] =
-        moved<Word, is_float>(words[at], reverse ? static_cast<Word>(Word{0} - difference) : difference);
-  });
+  }
+  return payload.for_each<Word>(
+      nothing, [=](int64_t at, Word difference) { move<Word, is_float>(words[at], difference, reverse); });
 }
 
 template <class Word, bool is_float>
@@ -139,6 +170,30 @@ void decode_sparse_delta(const void* base, const uint8_t* payload, int64_t paylo
   });
 }
 
+// The number of chunks before the first that `change` says is malformed.
+template <class Change>
+int64_t count_whole(int64_t count, const Change& change) {
+  int64_t malformed = 0, whole = 0;
+  while (whole < count && (change(whole, &malformed), malformed == 0)) ++whole;
+  return whole;
+}
+
+void apply_sparse_chunks(const SparseChunk* chunks, int64_t* whole, int64_t count, bool reverse) {
+  *whole = count_whole(count, [=](int64_t i, int64_t* malformed) {
+    const SparseChunk& chunk = chunks[i];
+    apply_sparse_delta(chunk.words, chunk.payload, chunk.payload_bytes, malformed, chunk.numel,
+                       static_cast<int>(chunk.word_bytes), chunk.is_float != 0, reverse, 1);
+  });
+}
+
+void decode_sparse_chunks(const SparseChunk* chunks, int64_t* whole, int64_t count) {
+  *whole = count_whole(count, [=](int64_t i, int64_t* malformed) {
+    const SparseChunk& chunk = chunks[i];
+    decode_sparse_delta(chunk.base, chunk.payload, chunk.payload_bytes, chunk.words, malformed, chunk.numel,
+                        static_cast<int>(chunk.word_bytes), chunk.is_float != 0, 1);
+  });
+}
+
 }  // namespace GRAFTWORK_LEVEL
 
 GRAFTWORK_DISPATCH(encode_sparse_delta,
@@ -156,6 +211,13 @@ GRAFTWORK_DISPATCH(decode_sparse_delta,
                    (const void* base, const uint8_t* payload, int64_t payload_bytes, void* tuned,
                     int64_t* malformed, int64_t numel, int word_bytes, bool is_float, int threads),
                    (base, payload, payload_bytes, tuned, malformed, numel, word_bytes, is_float, threads))
+
+GRAFTWORK_DISPATCH(apply_sparse_chunks,
+                   (const SparseChunk* chunks, int64_t* whole, int64_t count, bool reverse),
+                   (chunks, whole, count, reverse))
+
+GRAFTWORK_DISPATCH(decode_sparse_chunks, (const SparseChunk* chunks, int64_t* whole, int64_t count),
+                   (chunks, whole, count))
 
 #ifdef GRAFTWORK_LEVEL_IS_baseline
 int64_t sparse_delta_payload_bound(int64_t numel, int word_bytes, int64_t max_changes) {

@@ -29,4 +29,18 @@ void apply_sparse_delta(void* words, const uint8_t* payload, int64_t payload_byt
 void decode_sparse_delta(const void* base, const uint8_t* payload, int64_t payload_bytes, void* tuned,
                          int64_t* malformed, int64_t numel, int word_bytes, bool is_float, int threads);
 
+// The same for many payloads, one after another on one thread: a call costs more than a small chunk does.
+struct SparseChunk {
+  const void* base;  // the words themselves where they are changed in place
+  void* words;
+  const uint8_t* payload;
+  int64_t payload_bytes, numel, word_bytes, is_float;
+};
+
+// *whole becomes the number of chunks before the first malformed one, which are changed; the others are untouched.
+void apply_sparse_chunks(const SparseChunk* chunks, int64_t* whole, int64_t count, bool reverse);
+
+// Restores each chunk's `words` from its `base`. *whole is as above; what the others' words hold is undefined.
+void decode_sparse_chunks(const SparseChunk* chunks, int64_t* whole, int64_t count);
+
 }  // namespace graftwork

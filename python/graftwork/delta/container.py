@@ -164,7 +164,8 @@ class DeltaFile:
     """A delta file, open for reading; everything it declares is checked before it is used.
 
     ``source`` is a path, or an open file (`MemoryFile` for one in memory). ``header`` is the safetensors header;
-    ``records`` holds its tensors by name; ``base`` is the digest of the base that they are differences to.
+    ``records`` holds its tensors by name; ``base`` is the digest of the base that they are differences to;
+    ``version`` is the format's, as the manifest says it.
     """
 
     def __init__(self, source: Path | ReadableFile) -> None:
@@ -177,7 +178,7 @@ class DeltaFile:
                 raise DeltaError(
                     "a delta file has no manifest", file=self.path, wanted=f"a tensor named {MANIFEST!r}"
                 )
-            self.base, self.records = parse_manifest(self.manifest(), self.path)
+            self.version, self.base, self.records = parse_manifest(self.manifest(), self.path)
         except BaseException:
             self.close()
             raise
@@ -242,10 +243,13 @@ class DeltaFile:
         The buffer is valid until this thread's next call.
         """
         chunks, starts = self.chunks(name)
-        return self._payload(name, index, chunks[index], starts[index])
+        buffer = self._scratch.buffer("payload", chunks[index].length)
+        return self.read_payload(name, index, chunks[index], starts[index], buffer)
 
-    def _payload(self, name: str, index: int, chunk: Chunk, start: int) -> memoryview:
-        payload = self._scratch.buffer("payload", chunk.length)
+    def read_payload(
+        self, name: str, index: int, chunk: Chunk, start: int, payload: memoryview
+    ) -> memoryview:
+        """Fill ``payload`` with that of a chunk as `chunks` describes it, and check it against its CRC-32."""
         self._file.read_into(start, payload)
         if zlib.crc32(payload) != chunk.crc32:
             raise ChecksumError(
@@ -266,12 +270,12 @@ class DeltaFile:
         if record.codec == "same":
             basis.read_into(record.basis, record.dtype, index * LEAF_BYTES, tuned)
             return
-        chunks, starts = self.chunks(name)
+        chunks, _ = self.chunks(name)
         chunk = chunks[index]
         reference = memoryview(b"")  # a chunk as it is needs none
         if chunk.method != _RAW:
             reference = basis.read(record.basis, record.dtype, index * LEAF_BYTES, len(tuned))
-        payload = self._payload(name, index, chunk, starts[index])
+        payload = self.payload(name, index)
         try:
             METHODS[chunk.method].decode(reference, payload, words_of(record.dtype), tuned)
         except DeltaError as error:

@@ -134,9 +134,17 @@ def manifest_bytes(base: str | None, records: Sequence[TensorRecord]) -> bytes:
     return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
 
 
+class Manifest(NamedTuple):
+    """What a delta file says of itself: its format's version, its base's digest, its tensors by name."""
+
+    version: tuple[int, int]
+    base: str | None
+    records: dict[str, TensorRecord]
+
+
 @makes_many_objects
-def parse_manifest(data: bytes, file: Path) -> tuple[str | None, dict[str, TensorRecord]]:
-    """``(base digest, records by name)`` of a manifest; unknown extra keys are ignored, unknown codecs refused."""
+def parse_manifest(data: bytes, file: Path) -> Manifest:
+    """A manifest, checked; unknown extra keys are ignored, unknown codecs refused."""
     try:
         content = json.loads(data)
         check_format(content, FORMAT, VERSION, file)
@@ -148,7 +156,7 @@ def parse_manifest(data: bytes, file: Path) -> tuple[str | None, dict[str, Tenso
         raise DeltaError(f"the manifest is malformed: {error!r}", file=file, remedy=_REMEDY) from error
     if not (base is None or is_digest(base)):
         raise DeltaError("the manifest's base is not a digest", file=file, got=base, remedy=_REMEDY)
-    return base, records
+    return Manifest(tuple(content["version"]), base, records)
 
 
 def check_format(content: dict[str, Any], wanted: str, version: tuple[int, int], file: Path) -> None:

@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import accumulate
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -47,7 +48,7 @@ def ordered_map(
         with thread_limit(1):
             return [function(item) for item in batch]
 
-    batches = ([item] for item in items) if weigh is None else _batches(items, weigh)
+    batches = ([item] for item in items) if weigh is None else in_batches(items, weigh)
     if threads <= 1:
         for batch in batches:
             yield from run(batch)
@@ -98,15 +99,17 @@ def for_each(function: Callable[[int], object], count: int, *, threads: int) -> 
         worker.result()
 
 
-def _batches(items: Iterable[T], weigh: Callable[[T], int]) -> Iterator[list[T]]:
-    """Cut ``items`` into batches of at most ``_BATCH_BYTES`` together; a larger item is alone."""
+def in_batches(
+    items: Iterable[T], weigh: Callable[[T], int], batch_bytes: int = _BATCH_BYTES
+) -> Iterator[list[T]]:
+    """Cut ``items`` into batches of at most ``batch_bytes`` together; a larger item is alone."""
     batch: list[T] = []
-    room = _BATCH_BYTES
+    room = batch_bytes
     for item in items:
         nbytes = weigh(item)
         if batch and (nbytes > room or len(batch) == _BATCH_ITEMS):
             yield batch
-            batch, room = [], _BATCH_BYTES
+            batch, room = [], batch_bytes
         batch.append(item)
         room -= nbytes
     if batch:
@@ -125,6 +128,12 @@ class Scratch(threading.local):
         if held is None or len(held) < nbytes:
             held = self._buffers[role] = bytearray(nbytes)
         return memoryview(held)[:nbytes]
+
+    def buffers(self, role: str, sizes: Sequence[int]) -> list[memoryview]:
+        """Writable buffers of these sizes, cut out of the one for ``role``; each starts at a multiple of 16 bytes in it."""
+        starts = [0, *accumulate(-(-size // 16) * 16 for size in sizes)]
+        whole = self.buffer(role, starts[-1])
+        return [whole[start : start + size] for start, size in zip(starts, sizes, strict=False)]
 
 
 def copy_bytes(source: memoryview, target: memoryview) -> None:

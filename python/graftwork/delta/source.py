@@ -9,13 +9,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from operator import itemgetter
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from graftwork.checkpoint import Checkpoint
 from graftwork.checkpoint.bulk import makes_many_objects
 from graftwork.checkpoint.digest import LEAF_BYTES, leaf_digest, tree_digest
 from graftwork.delta.pipeline import Progress, Scratch, ordered_map
 from graftwork.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class TensorMeta(Protocol):
@@ -75,6 +78,10 @@ class CheckpointSource:
     @property
     def metas(self) -> Mapping[str, TensorMeta]:
         return self._checkpoint.tensors
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor, memory-mapped."""
+        return self._checkpoint.tensor(name)
 
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
         info = self._checkpoint.tensors[name]

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,7 +33,10 @@ class FallbackWarning(UserWarning):
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The native way of one operation on one device: who implements it, for which dtypes of the first argument."""
+    """The native way of one operation on one device: who implements it, for which dtypes of the first argument.
+
+    Where the first argument is a list of tensors, which is not empty, they have one dtype.
+    """
 
     module: str
     dtypes: tuple[torch.dtype, ...]
@@ -67,11 +71,12 @@ def register(
 
 
 def _routed(name: str, device: str, route: Route, reference: Callable[..., Any]) -> Callable[..., Any]:
-    def run(first: Tensor, *rest: Any) -> Any:
-        if first.dtype in route.dtypes and _missing(route.module) is None:
+    def run(first: Tensor | list[Tensor], *rest: Any) -> Any:
+        sample = first if isinstance(first, Tensor) else first[0]
+        if sample.dtype in route.dtypes and _missing(route.module) is None:
             return route.call(first, *rest)
-        if first.numel() >= GRAIN:
-            _warn_fallback(name, device, route, first.dtype)
+        if sample.numel() >= GRAIN:
+            _warn_fallback(name, device, route, sample.dtype)
         return reference(first, *rest)
 
     return run
@@ -133,16 +138,19 @@ def thread_limit(threads: int) -> Iterator[None]:
         _local.limit = before
 
 
-def threads_for(numel: int) -> int:
-    """Threads for an operation on `numel` elements."""
+def threads_for(numel: int, grain: int = GRAIN) -> int:
+    """Threads for an operation on `numel` elements, of which each thread has `grain` at least."""
     allowed = min(torch.get_num_threads(), getattr(_local, "limit", None) or torch.get_num_threads())
-    return max(1, min(allowed, numel // GRAIN))
+    return max(1, min(allowed, numel // grain))
 
 
-def call(name: str, *arguments: Any, like: Tensor) -> None:
-    """Call the native function of the device of `like`: tensors as pointers; then threads (CPU) or the stream (CUDA)."""
+def call(name: str, *arguments: Any, like: Tensor, threads: int | None = None) -> None:
+    """Call the native function of the device of `like`: tensors as pointers; then threads (CPU) or the stream (CUDA).
+
+    `threads` are those for the elements of `like`, unless they are given.
+    """
     if like.device.type == "cpu":
-        query("_core", name, *arguments, threads_for(like.numel()))
+        query("_core", name, *arguments, threads or threads_for(like.numel()))
         return
     with torch.cuda.device(like.device):
         query("_cuda", name, *arguments, torch.cuda.current_stream().cuda_stream)
@@ -152,6 +160,24 @@ def query(module: str, name: str, *arguments: Any) -> Any:
     """What a function of a native module returns; tensors are passed as pointers."""
     values = [argument.data_ptr() if isinstance(argument, Tensor) else argument for argument in arguments]
     return getattr(load(module), name)(*values)
+
+
+def address(data: memoryview) -> int:
+    """Where a buffer of bytes starts; it must live for as long as the address is in use."""
+    return np.frombuffer(data, np.uint8).__array_interface__["data"][0] if data else 0
+
+
+def is_there(module: str) -> bool:
+    """Whether a native module can be used."""
+    return _missing(module) is None
+
+
+def pointers(tensors: Sequence[Tensor]) -> Tensor:
+    """Where the tensors start, as a native function takes many of them: int64 ``[len(tensors)]`` on the host.
+
+    The tensors must live for as long as the table is in use.
+    """
+    return torch.tensor([tensor.data_ptr() for tensor in tensors], dtype=torch.int64)
 
 
 def cuda_workspace(name: str, *sizes: int, like: Tensor) -> Tensor:
@@ -167,8 +193,10 @@ def packed(tensor: Tensor) -> Tensor:
 
 def memory_range(tensor: Tensor) -> tuple[str, int, int]:
     """Device, and first and past-the-last address, of the memory that a tensor's elements span."""
-    reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     start = tensor.data_ptr()
+    if tensor.is_contiguous():  # far quicker to say
+        return str(tensor.device), start, start + tensor.nbytes
+    reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return str(tensor.device), start, start + (reach + 1) * tensor.itemsize if tensor.numel() else start
 
 

@@ -5,22 +5,28 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
-from graftwork.delta.pipeline import Scratch, copy_bytes, default_threads, for_each
+from graftwork.delta.pipeline import Scratch, copy_bytes, default_threads, for_each, in_batches
+from graftwork.delta.tensor_memory import find_overlap
+from graftwork.delta.weights import StateSource, StateWeights, state_weights
 from graftwork.errors import CheckpointError, DeltaError
 from graftwork.store.sync.check import LeafChecker
-from graftwork.store.sync.inplace import apply_leaf
+from graftwork.store.sync.inplace import LeafWork, apply_leaf, apply_sparse_leaves, is_sparse, refuse_from
 from graftwork.store.sync.match import match_target
-from graftwork.store.sync.memory import find_overlap
 from graftwork.store.sync.payload import Leaf, Payload, SyncPayload, SyncReport
 from graftwork.store.sync.shield import run_shielded
-from graftwork.store.sync.weights import StateSource, StateWeights, state_weights
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Check = Literal["all", "changed"]
+
+T = TypeVar("T")
+
+# Bytes of chunks that a thread takes at a time, since each time that it comes back it waits for the interpreter's lock:
+_CHECKED_BYTES = 2 << 20
+_DIRECT_BYTES = 8 << 20
 
 
 def apply_(
@@ -127,6 +133,10 @@ class Place(NamedTuple):
     writes: bool
 
 
+def _length(place: Place) -> int:
+    return place.leaf.length
+
+
 class Transaction:
     """Checks all places, then changes their words; after a failure it changes back what it changed."""
 
@@ -136,8 +146,11 @@ class Transaction:
         self._memories = source.memories
         self._checker = LeafChecker(source, payload, "target")
         self._places = places
-        self._changing = [place for place in places if place.writes and place.leaf.changes]
-        self._changed = bytearray(len(self._changing))
+        changing = [place for place in places if place.writes and place.leaf.changes]
+        direct = [place for place in changing if self._direct_view(place) is not None]
+        self._direct = len(direct)
+        self._changing = direct + [place for place in changing if self._direct_view(place) is None]
+        self._changed = bytearray(len(changing))
         self._payload = payload
         self._threads = threads
         self._scratch = Scratch()
@@ -153,42 +166,60 @@ class Transaction:
             raise
 
     def _check_and_change(self) -> None:
+        numbers = range(len(self._changing))
         try:
-            self._each(self._check, self._places)
-            self._each(self._change, self._changing)
+            self._each(self._check, list(in_batches(self._places, _length, _CHECKED_BYTES)))
+            direct = in_batches(numbers[: self._direct], self._length_of, _DIRECT_BYTES)
+            self._each(self._change_directly, list(direct))
+            self._each(self._change, numbers[self._direct :])
         except BaseException:
             self._change_back()
             raise
 
-    def _each(self, function: Callable[[int], None], places: Sequence[Place]) -> None:
-        """Call ``function`` with the number of every place, on all threads, until one fails."""
+    def _each(self, function: Callable[[T], None], items: Sequence[T]) -> None:
+        """Call ``function`` with every item, on all threads, until one fails."""
 
         def run(number: int) -> None:
             if self._stop.is_set():
                 raise InterruptedError("the caller was interrupted")
-            function(number)
+            function(items[number])
 
-        for_each(run, len(places), threads=self._threads)
+        for_each(run, len(items), threads=self._threads)
 
-    def _check(self, number: int) -> None:
-        place = self._places[number]
-        self._checker.restore(place.held, place.leaf)
+    def _length_of(self, number: int) -> int:
+        return self._changing[number].leaf.length
+
+    def _direct_view(self, place: Place) -> memoryview | None:
+        """A chunk's words, if they can be changed where they lie without a copy: all at once, or not at all."""
+        if not is_sparse(place.leaf):
+            return None
+        return self._memories[place.held].view(place.leaf.offset, place.leaf.length)
+
+    def _check(self, places: Sequence[Place]) -> None:
+        self._checker.restore([(place.held, place.leaf) for place in places])
+
+    def _change_directly(self, numbers: Sequence[int]) -> None:
+        leaves = [self._changing[number].leaf for number in numbers]
+        payloads = self._scratch.buffers("payload", [leaf.chunk.length for leaf in leaves])
+        work = [
+            LeafWork(leaf, words, self._payload.read(leaf, payload), words)
+            for number, leaf, payload in zip(numbers, leaves, payloads, strict=True)
+            if (words := self._direct_view(self._changing[number])) is not None
+        ]
+        whole = apply_sparse_leaves(work)
+        self._changed[numbers[0] : numbers[0] + whole] = b"\1" * whole
+        refuse_from(work, whole)
 
     def _change(self, number: int) -> None:
         held, leaf, _ = self._changing[number]
         memory = self._memories[held]
-        payload = self._payload.delta.payload(leaf.record.name, leaf.number)
-        before = self._scratch.buffer("before", leaf.length)
+        payload = self._payload.read(leaf, self._scratch.buffer("payload", leaf.chunk.length))
+        before, after = self._scratch.buffers("before, after", [leaf.length, leaf.length])
         memory.read_into(leaf.offset, before)
-        words = memory.view(leaf.offset, leaf.length)
+        copy_bytes(before, after)
+        apply_leaf(leaf, after, payload)
         try:
-            if words is not None:
-                apply_leaf(leaf, words, payload)
-            else:
-                after = self._scratch.buffer("after", leaf.length)
-                copy_bytes(before, after)
-                apply_leaf(leaf, after, payload)
-                memory.write(leaf.offset, after)
+            memory.write(leaf.offset, after)
             self._changed[number] = 1
         except BaseException:
             memory.write(leaf.offset, before)
@@ -202,7 +233,7 @@ class Transaction:
             words = self._scratch.buffer("before", leaf.length)
             self._memories[held].read_into(leaf.offset, words)
             try:
-                payload = self._payload.delta.payload(leaf.record.name, leaf.number)
+                payload = self._payload.read(leaf, self._scratch.buffer("payload", leaf.chunk.length))
                 apply_leaf(leaf, words, payload, reverse=True)
                 self._memories[held].write(leaf.offset, words)
                 self._changed[number] = 0

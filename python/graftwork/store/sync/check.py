@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from graftwork.checkpoint.digest import leaf_digest
 from graftwork.delta.pipeline import Scratch
 from graftwork.delta.source import TensorSource, read_piece
 from graftwork.errors import BaseMismatch
-from graftwork.store.sync.inplace import restore_leaf
+from graftwork.store.sync.inplace import LeafWork, restore_leaves
 from graftwork.store.sync.payload import Leaf, SyncPayload
 
 
@@ -19,20 +21,24 @@ class LeafChecker:
         self._where = where
         self._scratch = Scratch()
 
-    def restore(self, held: str, leaf: Leaf) -> memoryview:
-        """The chunk after the payload, checked; ``held`` is the tensor's name in the source.
+    def restore(self, leaves: Sequence[tuple[str, Leaf]]) -> list[memoryview]:
+        """The chunks after the payload, checked; each with the name of its tensor in the source.
 
-        The view is valid until this thread's next call, and must not be written to.
+        The views are valid until this thread's next call, and must not be written to.
         """
-        before = read_piece(self._source, held, leaf.offset, self._scratch.buffer("before", leaf.length))
-        payload = self._payload.delta.payload(leaf.record.name, leaf.number)
-        after = before
-        if leaf.changes:
-            after = self._scratch.buffer("after", leaf.length)
-        restore_leaf(leaf, before, payload, after)
-        if leaf_digest(after) != leaf.chunk.leaf:
-            self._refuse(held, leaf, before)
-        return after
+        lengths, buffers = [leaf.length for _, leaf in leaves], self._scratch.buffers
+        befores, afters = buffers("before", lengths), buffers("after", lengths)
+        payloads = buffers("payload", [leaf.chunk.length for _, leaf in leaves])
+        work = []
+        for (held, leaf), before, payload, after in zip(leaves, befores, payloads, afters, strict=True):
+            there = read_piece(self._source, held, leaf.offset, before)
+            made = after if leaf.changes else there
+            work.append(LeafWork(leaf, there, self._payload.read(leaf, payload), made))
+        restore_leaves(work)
+        for (held, leaf), (_, before, _, after) in zip(leaves, work, strict=True):
+            if leaf_digest(after) != leaf.chunk.leaf:
+                self._refuse(held, leaf, before)
+        return [one.after for one in work]
 
     def _refuse(self, held: str, leaf: Leaf, before: memoryview) -> None:
         applied = leaf.changes and leaf_digest(before) == leaf.chunk.leaf

@@ -15,9 +15,9 @@ from graftwork.delta.manifest import Chunk, TensorRecord
 from graftwork.delta.memory import MemoryWriter
 from graftwork.delta.pipeline import default_threads, ordered_map
 from graftwork.delta.source import TensorMeta, leaf_ranges
+from graftwork.delta.weights import Stateful, Weights, open_weights
 from graftwork.errors import StoreError
 from graftwork.store.sync.payload import REVERSIBLE, seal_metadata
-from graftwork.store.sync.weights import Stateful, Weights, open_weights
 
 
 class Pair(NamedTuple):

@@ -18,11 +18,11 @@ from graftwork.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from graftwork.checkpoint.files import AtomicFile, remove_file, write_file
 from graftwork.checkpoint.folder import SUFFIX, Index, find_index
 from graftwork.delta.pipeline import ordered_map
+from graftwork.delta.weights import checkpoint_weights
 from graftwork.errors import CheckpointError
 from graftwork.store.sync.check import LeafChecker
 from graftwork.store.sync.match import match_target
 from graftwork.store.sync.payload import Leaf, SyncPayload
-from graftwork.store.sync.weights import checkpoint_weights
 
 if TYPE_CHECKING:
     from graftwork.store.sync.apply import Check
@@ -116,7 +116,7 @@ class _Update:
                         yield _Job(info, leaf, files.get(file))
 
     def _make(self, job: _Job) -> None:
-        data = self._checker.restore(job.info.name, job.leaf)
+        (data,) = self._checker.restore([(job.info.name, job.leaf)])
         if job.file is not None:
             job.file.pwrite(job.info.start + job.leaf.offset, data)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from graftwork.delta.manifest import TensorRecord
+from graftwork.delta.weights import Weights
 from graftwork.errors import BaseMismatch
 from graftwork.store.sync.payload import SyncPayload
-from graftwork.store.sync.weights import Weights
 
 _REMEDY = "apply it to the model that it was made for"
 

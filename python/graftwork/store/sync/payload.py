@@ -5,21 +5,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, NoReturn, Self
 
 from graftwork.delta.codecs import METHODS, Method
-from graftwork.delta.container import MANIFEST, DeltaFile, file_metadata, header_text
-from graftwork.delta.manifest import CHUNK_RECORD_BYTES, Chunk, TensorRecord
+from graftwork.delta.container import DeltaFile
+from graftwork.delta.manifest import Chunk, TensorRecord
 from graftwork.delta.memory import MemoryFile
+from graftwork.delta.seal import check_spelling, read_sealed
+from graftwork.delta.seal import seal_metadata as sealed
 from graftwork.delta.source import DescribedTensor, Description, leaf_ranges
-from graftwork.errors import BaseMismatch, ChecksumError, DeltaError
+from graftwork.errors import BaseMismatch, DeltaError
 
 Payload = bytes | bytearray | memoryview | str | os.PathLike[str]
 """A payload's bytes, or the path of a file that holds them."""
@@ -27,7 +28,7 @@ Payload = bytes | bytearray | memoryview | str | os.PathLike[str]
 REVERSIBLE = ("same", "sparse", "ordz")
 """Methods that a payload may use: the words before follow from the words after."""
 
-_DOMAIN = b"graftwork-sync-1"
+_DOMAIN, _KIND = b"graftwork-sync-1", "sync"
 _REMEDY = "have the payload sent again"
 
 
@@ -51,13 +52,14 @@ class SyncReport:
 
 
 class Leaf(NamedTuple):
-    """One chunk of a tensor of a payload."""
+    """One chunk of a tensor of a payload; ``start`` is where its payload lies in the file."""
 
     record: TensorRecord
     number: int
     offset: int
     length: int
     chunk: Chunk
+    start: int
 
     @property
     def method(self) -> Method:
@@ -76,12 +78,7 @@ def seal_metadata(
     """What a payload's header says beside the usual metadata; ``tied`` maps other names to the tensor's own."""
     said = {"parent": parent, "tied": dict(tied), "version": version}
     sync = json.dumps(said, sort_keys=True, separators=(",", ":"))
-    return {"sync": sync, "seal": _seal(sync, manifest)}
-
-
-def _seal(sync: str, manifest: bytes) -> str:
-    text = sync.encode()
-    return hashlib.sha256(_DOMAIN + len(text).to_bytes(8, "little") + text + manifest).hexdigest()
+    return sealed(_DOMAIN, _KIND, sync, manifest)
 
 
 class SyncPayload:
@@ -97,9 +94,8 @@ class SyncPayload:
             self.version: str | None = said["version"]
             self.parent: str | None = said["parent"]
             self.tied: dict[str, str] = said["tied"]
-            self._check_fields()
-            for record in self.delta.records.values():
-                self._check_record(record)
+            check_spelling(self.delta, _KIND, remedy=_REMEDY)
+            self._leaves = {record.name: self._read_leaves(record) for record in self.delta.records.values()}
         except BaseException:
             self.close()
             raise
@@ -123,11 +119,13 @@ class SyncPayload:
             groups[own].append(name)
         return groups
 
-    def leaves(self, record: TensorRecord) -> Iterator[Leaf]:
+    def leaves(self, record: TensorRecord) -> list[Leaf]:
         """A tensor's chunks."""
-        chunks, _ = self.delta.chunks(record.name)
-        for index, (offset, length) in enumerate(leaf_ranges(record.nbytes)):
-            yield Leaf(record, index, offset, length, chunks[index])
+        return self._leaves[record.name]
+
+    def read(self, leaf: Leaf, buffer: memoryview) -> memoryview:
+        """Fill ``buffer``, which has its size, with a chunk's payload, checked against its CRC-32. Thread-safe."""
+        return self.delta.read_payload(leaf.record.name, leaf.number, leaf.chunk, leaf.start, buffer)
 
     def check_parent(self, wanted: str | None) -> None:
         """Refuse a payload that does not follow the version ``wanted``, if that is given."""
@@ -143,7 +141,7 @@ class SyncPayload:
     def report(self) -> SyncReport:
         """What the payload changes."""
         records = self.delta.records.values()
-        leaves = [leaf for record in records for leaf in self.leaves(record)]
+        leaves = [leaf for mine in self._leaves.values() for leaf in mine]
         changed = [leaf.length for leaf in leaves if leaf.changes]
         described = {r.name: DescribedTensor(r.name, r.dtype, r.shape, r.nbytes, r.digest) for r in records}
         nbytes = sum(record.nbytes for record in records)
@@ -163,16 +161,8 @@ class SyncPayload:
         raise DeltaError(what, file=self.delta.path, tensor=tensor, **{"remedy": _REMEDY, **details})
 
     def _read_metadata(self) -> dict[str, Any]:
-        metadata = self.delta.header.metadata
-        if metadata.keys() != {*file_metadata(), "sync", "seal"}:
-            self._refuse(
-                "this is not a sync payload", got=", ".join(sorted(metadata)), remedy="make it with encode()"
-            )
-        sync, manifest = metadata["sync"], self.delta.manifest()
-        if _seal(sync, manifest) != metadata["seal"]:
-            raise ChecksumError(
-                "the payload's manifest differs from its seal", file=self.delta.path, remedy=_REMEDY
-            )
+        remedies = ("make it with encode()", _REMEDY)
+        sync = read_sealed(self.delta, _DOMAIN, _KIND, what="a sync payload", remedies=remedies)
         try:
             said = json.loads(sync)
             version, parent, tied = said["version"], said["parent"], said["tied"]
@@ -187,27 +177,21 @@ class SyncPayload:
             self._refuse("the payload's metadata is malformed", got=sync[:200])
         return {"version": version, "parent": parent, "tied": tied}
 
-    def _check_fields(self) -> None:
-        """The header says what a writer would have said of this manifest, byte for byte."""
-        header = self.delta.header
-        wanted = [part for name in self.delta.records for part in (f"{name}::stream", f"{name}::chunks")]
-        found = [info.name for info in header.tensors]
-        if sorted(found) != sorted([*wanted, MANIFEST]):
-            self._refuse("the payload's fields are not those of its manifest", got=found[:8])
-        fields: list[tuple[str, list[int], int]] = []
-        for info in header.tensors:
-            rows = [info.nbytes // CHUNK_RECORD_BYTES, CHUNK_RECORD_BYTES]
-            fields.append((info.name, rows if info.name.endswith("::chunks") else [info.nbytes], info.nbytes))
-        usual = file_metadata(json.loads(self.delta.manifest())["version"])
-        text = header_text(fields, usual | {key: header.metadata[key] for key in ("sync", "seal")})
-        if text.ljust(header.data_start - 8) != header.raw[8:]:
-            self._refuse("the payload's header is not in canonical form", got=f"{len(header.raw)} bytes")
-
-    def _check_record(self, record: TensorRecord) -> None:
+    def _read_leaves(self, record: TensorRecord) -> list[Leaf]:
+        """A tensor's chunks, checked."""
         basis = record.basis
         if basis is None or (basis.dtype, basis.nbytes) != (record.dtype, record.nbytes):
             self._refuse("a tensor of a payload is not a difference to all of itself", tensor=record.name)
-        for leaf in self.leaves(record):
+        if record.codec == "same":
+            self._refuse("a tensor of a payload has no chunk table", tensor=record.name)
+        chunks, starts = self.delta.chunks(record.name)
+        leaves = [
+            Leaf(record, index, offset, length, chunk, start)
+            for index, ((offset, length), chunk, start) in enumerate(
+                zip(leaf_ranges(record.nbytes), chunks, starts, strict=True)
+            )
+        ]
+        for leaf in leaves:
             if leaf.method.name not in REVERSIBLE:
                 self._refuse(
                     "a payload uses a method that cannot be undone",
@@ -218,6 +202,7 @@ class SyncPayload:
                 )
             if leaf.chunk.length == 0 and leaf.chunk.crc32 != 0:
                 self._refuse("an empty chunk has a checksum", tensor=record.name, got=leaf.chunk.crc32)
+        return leaves
 
 
 def inspect(payload: Payload) -> SyncReport:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+_NOTICE_SECONDS = 0.1  # a signal that comes just before a thread goes to sleep does not wake it
+
 
 def run_shielded(work: Callable[[], None], stop: threading.Event) -> None:
     """Run ``work`` to its end in a thread of its own, where no signal handler raises.
@@ -36,7 +38,7 @@ def run_shielded(work: Callable[[], None], stop: threading.Event) -> None:
     while not ended.is_set():
         try:
             begin.set()
-            ended.wait()
+            ended.wait(_NOTICE_SECONDS)
         except BaseException as error:  # noqa: BLE001 - kept until the work has ended
             stop.set()
             interrupt = error

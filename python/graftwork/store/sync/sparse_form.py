@@ -23,12 +23,12 @@ from graftwork.checkpoint.writer import checkpoint_bytes
 from graftwork.delta.memory import MemoryFile
 from graftwork.delta.pipeline import Scratch, default_threads, ordered_map
 from graftwork.delta.source import TensorMeta, TensorSource, read_piece, view_piece
+from graftwork.delta.weights import Stateful, Weights, open_weights
 from graftwork.errors import BaseMismatch, DeltaError
 from graftwork.store.sync.encode import encode_weights
 from graftwork.store.sync.inplace import apply_leaf
 from graftwork.store.sync.match import match_target
 from graftwork.store.sync.payload import Leaf, Payload, SyncPayload
-from graftwork.store.sync.weights import Stateful, Weights, open_weights
 
 if TYPE_CHECKING:
     import numpy as np
@@ -110,7 +110,7 @@ class _ChangeFinder:
         other = self._scratch.buffer("other", leaf.length)
         other[:] = known
         is_after = leaf_digest(known) == leaf.chunk.leaf
-        payload = self._payload.delta.payload(leaf.record.name, leaf.number)
+        payload = self._payload.read(leaf, self._scratch.buffer("payload", leaf.chunk.length))
         apply_leaf(leaf, other, payload, reverse=is_after)
         if not is_after and leaf_digest(other) != leaf.chunk.leaf:
             raise BaseMismatch(

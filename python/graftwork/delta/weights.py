@@ -1,18 +1,18 @@
-"""What a sync reads from and writes to: a state dict, a module, or a checkpoint, seen the same way."""
+"""Weights of any kind: a state dict, a module, or a checkpoint, seen the same way."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, cast
 
 from graftwork.checkpoint import Checkpoint, open_checkpoint
 from graftwork.checkpoint.dtypes import DTYPES, code_of
 from graftwork.delta.source import CheckpointSource, TensorMeta, TensorSource
+from graftwork.delta.tensor_memory import TensorMemory, overlaps_itself
 from graftwork.errors import CheckpointError
-from graftwork.store.sync.memory import TensorMemory, overlaps_itself
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -40,6 +40,10 @@ class StateSource:
         self.memories = {name: TensorMemory(tensor) for name, tensor in tensors.items()}
         self.metas: Mapping[str, TensorMeta] = {name: _meta(name, held) for name, held in tensors.items()}
 
+    def tensor(self, name: str) -> Tensor:
+        """The tensor itself."""
+        return self.tensors[name]
+
     def view(self, name: str, offset: int, length: int) -> memoryview | None:
         """See `ViewableSource`."""
         return self.memories[name].view(offset, length)
@@ -47,6 +51,10 @@ class StateSource:
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
         """See `TensorSource`."""
         self.memories[name].read_into(offset, buffer)
+
+
+class _Holder(Protocol):
+    def tensor(self, name: str) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,10 @@ class Weights:
         """The name under which ``source`` holds the tensor called ``name``; None if there is none."""
         return name if name in self.source.metas else self.tied.get(name)
 
+    def tensor(self, name: str) -> Tensor:
+        """The tensor that ``source`` holds under this name, to be read; that of a checkpoint is memory-mapped."""
+        return cast(_Holder, self.source).tensor(name)
+
     def tied_to(self, name: str) -> Sequence[str]:
         """All names of the tensor whose first name is ``name``."""
         return self._groups[name]
@@ -106,14 +118,21 @@ def open_weights(given: Stateful, role: str) -> Iterator[Weights]:
         yield state_weights(given, role)
 
 
-def state_weights(given: Mapping[str, Tensor] | nn.Module, role: str) -> StateWeights:
-    """A state dict's or module's tensors as `Weights`; tensors with one place in memory are tied."""
+def state_weights(
+    given: Mapping[str, Tensor] | nn.Module, role: str, only: Collection[str] | None = None
+) -> StateWeights:
+    """A state dict's or module's tensors as `Weights`; tensors with one place in memory are tied.
+
+    With ``only``, tensors of other names are left out, whatever they are.
+    """
     from graftwork.ops._native import memory_range
 
     firsts: dict[object, str] = {}
     tensors: dict[str, Tensor] = {}
     tied: dict[str, str] = {}
     for name, tensor in _tensors_of(given, role).items():
+        if only is not None and name not in only:
+            continue
         _check(name, tensor, role)
         place = (memory_range(tensor), tensor.shape, tensor.stride(), tensor.dtype)
         first = firsts.setdefault(place, name) if tensor.numel() else name
@@ -182,7 +201,7 @@ def _check(name: object, tensor: object, role: str) -> None:
         fault = f"in memory where elements overlap (strides {tensor.stride()})"
     if fault:
         raise CheckpointError(
-            "a tensor cannot be synchronised",
+            "a tensor cannot be read and written where it lies",
             file=role,
             tensor=name,
             got=f"it is {fault}",
