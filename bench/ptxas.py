@@ -24,7 +24,10 @@ from tests.native import simt_program
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORD = ROOT / "bench" / "ptxas.json"
-PROGRAMS = ("ordinal_planes", "delta_stats", "ordinal_rans")
+PROGRAMS = (
+    *("ordinal_planes", "delta_stats", "ordinal_rans"),
+    *("sparse_steps", "sparse_values", "topk_absdiff", "merge_deltas"),
+)
 ARCHITECTURES = ("sm_80", "sm_90")
 SHARED_BYTES = {"sm_80": 164 * 1024, "sm_90": 228 * 1024}  # of a multiprocessor
 MAX_COST = 1.1  # of a kind of access, times its floor
@@ -38,11 +41,17 @@ SECTOR_REASONS = {
         "the path of misaligned views: a thread reads its 16 bytes word by word, to sum in the order of the aligned "
         "path; the L1 cache serves all but the first access"
     ),
+    r"cut_pair_kernel<\d>": "each thread searches two lists for where its tile begins; a thread a tile is little work",
 }
 #: Kernels whose shared-memory accesses may take more passes than MAX_COST allows, and why.
 BANK_REASONS = {
     r"delta_stats_kernel<\w+, \w+>": "histogram bins lie where the data puts them",
     r"decode_ordinal_rans_kernel<\w+>": "the states of a warp's lanes choose cells and records at random",
+    r"count_scores_kernel": "histogram bins lie where the data puts them",
+    r"write_chosen_kernel<\d>": "what is chosen goes where its rank sends it, in 2 bytes, mostly a few of a warp's lanes",
+    r"count_shared_kernel<\d>": "each lane searches the other support's keys for its own",
+    r"merge_deltas_kernel<\d>": "each lane searches the other support's keys for its own, and its rank sends it on",
+    r"swap_values_kernel<\d>": "each lane searches the other support's keys for its own",
 }
 #: Kernels that may spill or have a stack frame, and why.
 SPILL_REASONS: dict[str, str] = {}

@@ -5,6 +5,7 @@
 namespace graftwork {
 void bind_entropy_delta(pybind11::module_& module);
 void bind_lossless_delta(pybind11::module_& module);
+void bind_sparse_update(pybind11::module_& module);
 }  // namespace graftwork
 
 PYBIND11_MODULE(_core, module) {
@@ -12,4 +13,5 @@ PYBIND11_MODULE(_core, module) {
   module.def("isa_level", [] { return graftwork::isa_level_name(graftwork::isa_level()); });
   graftwork::bind_entropy_delta(module);
   graftwork::bind_lossless_delta(module);
+  graftwork::bind_sparse_update(module);
 }

@@ -3,6 +3,7 @@
 namespace graftwork::cuda {
 void bind_entropy_delta(pybind11::module_& module);
 void bind_lossless_delta(pybind11::module_& module);
+void bind_sparse_update(pybind11::module_& module);
 }  // namespace graftwork::cuda
 
 PYBIND11_MODULE(_cuda, module) {
@@ -12,4 +13,5 @@ PYBIND11_MODULE(_cuda, module) {
   module.def("device_count", &graftwork::cuda::device_count);
   graftwork::cuda::bind_entropy_delta(module);
   graftwork::cuda::bind_lossless_delta(module);
+  graftwork::cuda::bind_sparse_update(module);
 }

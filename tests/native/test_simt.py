@@ -19,13 +19,13 @@ from tests.native.simt_program import SANITIZE
 pytestmark = pytest.mark.skipif(simt_program.compiler() is None, reason="no C++ compiler on PATH")
 
 UCONTEXT = ("-DSIMT_UCONTEXT",)
+KERNELS = (
+    *("ordinal_planes", "delta_stats", "ordinal_rans"),
+    *("sparse_steps", "sparse_values", "topk_absdiff", "merge_deltas"),
+)
 BUILDS = [
-    ("ordinal_planes", ()),
-    ("delta_stats", ()),
-    ("ordinal_rans", ()),
-    ("ordinal_planes", SANITIZE),
-    ("delta_stats", SANITIZE),
-    ("ordinal_rans", SANITIZE),
+    *((name, ()) for name in KERNELS),
+    *((name, SANITIZE) for name in KERNELS),
     ("shim", ()),
     ("shim", SANITIZE),
     ("shim", UCONTEXT),
@@ -52,7 +52,7 @@ def run(name: str, *arguments: str, flags: tuple[str, ...] = ()) -> subprocess.C
 
 
 @pytest.mark.parametrize("flags", [(), SANITIZE], ids=["plain", "sanitized"])
-@pytest.mark.parametrize("kernels", ["ordinal_planes", "delta_stats", "ordinal_rans"])
+@pytest.mark.parametrize("kernels", KERNELS)
 def test_kernels_are_right_under_every_schedule(kernels: str, flags: tuple[str, ...]) -> None:
     result = run(kernels, flags=flags)
     assert (result.returncode, result.stdout) == (0, "all checks hold\n"), result.stdout + result.stderr

@@ -15,11 +15,20 @@ from graftwork import ops
 from graftwork.ops import FallbackWarning, _native, entropy_delta, lossless_delta, table, thread_limit
 from graftwork.ops._native import GRAIN, NATIVE, threads_for
 from tests.generators.weights import pair
+from tests.ops.sparse_update.delta_arguments import DELTA_OPERATIONS, delta_arguments
+from tests.ops.sparse_update.selection_arguments import SELECTION_OPERATIONS, selection_arguments
+from tests.ops.sparse_update.value_arguments import VALUE_OPERATIONS, value_arguments
 
 ROOT = Path(__file__).parents[2]
 
 
 def arguments(name: str, dtype: torch.dtype, device: str, requires_grad: bool = False) -> tuple:
+    if name in DELTA_OPERATIONS:
+        return delta_arguments(name, dtype, device, requires_grad)
+    if name in SELECTION_OPERATIONS:
+        return selection_arguments(name, dtype, device, requires_grad)
+    if name in VALUE_OPERATIONS:
+        return value_arguments(name, dtype, device)
     base, tuned = (t.to(device).requires_grad_(requires_grad) for t in pair(37, dtype))
     planes = torch.zeros(dtype.itemsize, 37, dtype=torch.uint8, device=device)
     if "ordinal_rans" in name or "sparse_delta" in name:

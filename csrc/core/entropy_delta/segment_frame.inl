@@ -21,18 +21,25 @@ inline Chunks cut_segments(int64_t numel, int log2_words) {
 
 inline int64_t frame_bytes(int64_t segments) { return 4 + 4 * segments; }
 
-// Moves segments that were written `stride` bytes apart together. Returns the payload's size.
-inline int64_t close_frame(uint8_t* payload, int log2_words, int64_t segments, int64_t stride) {
+// Moves segments together: number i was written written_at(i) bytes behind the frame, which is asked for once, in
+// order, before anything behind it moves. Returns the payload's size.
+template <class WrittenAt>
+inline int64_t close_frame(uint8_t* payload, int log2_words, int64_t segments, const WrittenAt& written_at) {
   const uint8_t head[4] = {static_cast<uint8_t>(log2_words), 0, 0, 0};
   std::memcpy(payload, head, 4);
   int64_t end = frame_bytes(segments);
   for (int64_t i = 0; i < segments; ++i) {
     uint32_t length;
     std::memcpy(&length, payload + 4 + 4 * i, 4);
-    std::memmove(payload + end, payload + frame_bytes(segments) + i * stride, length);
+    std::memmove(payload + end, payload + frame_bytes(segments) + written_at(i), length);
     end += length;
   }
   return end;
+}
+
+// The same for segments that were written `stride` bytes apart.
+inline int64_t close_frame(uint8_t* payload, int log2_words, int64_t segments, int64_t stride) {
+  return close_frame(payload, log2_words, segments, [=](int64_t i) { return i * stride; });
 }
 
 // A payload whose segments lie inside of it and fill it.

@@ -9,10 +9,11 @@
 // A kernel
 //   - is launched by launch<kernel>(blocks, threads, shared_bytes, stream, arguments...), never by <<<>>>;
 //   - reaches memory through load_global, store_global, add_global, load_shared, store_shared, add_shared;
+//   - speaks to other blocks through fetch_add_global, publish_global and peek_global;
 //   - has shared memory only from dynamic_shared<T>(); - may use threadIdx, blockIdx, blockDim, gridDim,
 //   __syncthreads, __syncwarp, __shfl_sync, __shfl_xor_sync,
-//     __shfl_up_sync, __shfl_down_sync, __ballot_sync, __match_any_sync and __reduce_add_sync; no
-//     cooperative groups, no inline PTX.
+//     __shfl_up_sync, __shfl_down_sync, __ballot_sync, __match_any_sync and __reduce_add_sync; __fadd_rn,
+//     __fsub_rn, __fmul_rn, __fdiv_rn and __fsqrt_rn; no cooperative groups, no inline PTX.
 //
 // What the host world cannot show: time, occupancy, tensor cores, cp.async, TMA, clusters, grid-wide
 // barriers. Blocks run one after another (settings.reverse_blocks turns their order round), so races
@@ -76,6 +77,18 @@ SIMT_DEVICE void store_global(T* address, const T& value) {
 
 SIMT_DEVICE void add_global(int64_t* address, int64_t value) {
   atomicAdd(reinterpret_cast<unsigned long long*>(address), static_cast<unsigned long long>(value));
+}
+
+// Adds to a number that blocks share; returns what it was.
+SIMT_DEVICE uint32_t fetch_add_global(uint32_t* address, uint32_t value) { return atomicAdd(address, value); }
+
+// One word from block to block: a reader sees either what was there before or all of it. Orders nothing else.
+SIMT_DEVICE void publish_global(uint64_t* address, uint64_t value) {
+  *reinterpret_cast<volatile unsigned long long*>(address) = value;
+}
+
+SIMT_DEVICE uint64_t peek_global(const uint64_t* address) {
+  return *reinterpret_cast<const volatile unsigned long long*>(address);
 }
 
 template <class T>

@@ -70,6 +70,13 @@ inline unsigned __reduce_add_sync(unsigned mask, unsigned value) {
   });
 }
 
+// One operation, rounded to the nearest once; the host is compiled without contraction to fused operations.
+inline float __fadd_rn(float x, float y) { return x + y; }
+inline float __fsub_rn(float x, float y) { return x - y; }
+inline float __fmul_rn(float x, float y) { return x * y; }
+inline float __fdiv_rn(float x, float y) { return x / y; }
+inline float __fsqrt_rn(float x) { return __builtin_sqrtf(x); }
+
 namespace graftwork::simt {
 
 using Location = std::source_location;
@@ -99,6 +106,24 @@ void store_global(T* address, const T& value, const Location& at = Location::cur
 inline void add_global(int64_t* address, int64_t value, const Location& at = Location::current()) {
   record(Access::global_atomic, address, at);
   *address += value;
+}
+
+inline uint32_t fetch_add_global(uint32_t* address, uint32_t value,
+                                 const Location& at = Location::current()) {
+  record(Access::global_atomic, address, at);
+  const uint32_t before = *address;
+  *address += value;
+  return before;
+}
+
+inline void publish_global(uint64_t* address, uint64_t value, const Location& at = Location::current()) {
+  record(Access::global_atomic, address, at);
+  *address = value;
+}
+
+inline uint64_t peek_global(const uint64_t* address, const Location& at = Location::current()) {
+  record(Access::global_atomic, address, at);
+  return *address;
 }
 
 template <class T>

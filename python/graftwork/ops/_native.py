@@ -172,12 +172,28 @@ def is_there(module: str) -> bool:
     return _missing(module) is None
 
 
+def addresses(tensors: Sequence[Tensor]) -> list[int]:
+    """Where the tensors start."""
+    return [tensor.data_ptr() for tensor in tensors]
+
+
 def pointers(tensors: Sequence[Tensor]) -> Tensor:
     """Where the tensors start, as a native function takes many of them: int64 ``[len(tensors)]`` on the host.
 
     The tensors must live for as long as the table is in use.
     """
     return torch.tensor([tensor.data_ptr() for tensor in tensors], dtype=torch.int64)
+
+
+def where_read(like: Tensor, *tables: Tensor) -> list[Tensor]:
+    """Host tables of int64 numbers, where the native function of the device of `like` reads them.
+
+    On a GPU they arrive in one copy, for which the host does not wait.
+    """
+    if not like.is_cuda:
+        return list(tables)
+    packed = torch.cat(tables).pin_memory().to(like.device, non_blocking=True)
+    return list(packed.split([table.numel() for table in tables]))
 
 
 def cuda_workspace(name: str, *sizes: int, like: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""Reference of the sparse updates: one module for each of `graftwork.ops.sparse_update`."""
