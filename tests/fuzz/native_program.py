@@ -19,7 +19,7 @@ BUILD = ROOT / "build" / "fuzz"  # git ignores it
 CORE = ROOT / "csrc" / "core"
 
 #: The targets, which have the names of the operations. An operation is compiled once per ISA level.
-TARGETS = ("ordinal_planes", "ordinal_rans", "sparse_delta")
+TARGETS = ("ordinal_planes", "ordinal_rans", "sparse_delta", "index_codec")
 WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
 SANITIZE = (
     "-g",

@@ -26,6 +26,7 @@ SHARES = {
     "ordinal_planes": 300,
     "ordinal_rans": 30,
     "sparse_delta": 30,
+    "index_codec": 60,
     "header": 90,
     "index": 45,
     "manifest": 95,
