@@ -23,8 +23,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from bench.corpora import docstring_code_pairs, docstring_packages
 from bench.models import minilm
+from bench.models.encoder import SentenceEncoder
 from demo import tables
-from demo.encoder import SentenceEncoder
 from demo.tasks import FineTune, PackageOf, Retrieval, Task
 from graftwork.errors import MissingExtra
 from graftwork.report import write_report

@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from bench.corpora import PACKAGES, Labelled, Pair, Split
 from bench.models import training_autocast
-from demo.encoder import SentenceEncoder
+from bench.models.encoder import SentenceEncoder
 
 OnStep = Callable[[float], None]
 Head = dict[str, Tensor]

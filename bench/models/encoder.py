@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from bench.models import from_folder
+from bench.models.loading import from_folder
 from graftwork.checkpoint import open_checkpoint, write_checkpoint
 
 MAX_TOKENS = 64
