@@ -11,7 +11,7 @@ from types import ModuleType
 
 __version__ = "0.1.0"
 
-_MODULES = ("checkpoint", "delta", "ops", "recipe", "reference", "report", "store")
+_MODULES = ("adapt", "checkpoint", "delta", "ops", "recipe", "reference", "report", "store")
 
 __all__ = ["__version__", *_MODULES]
 

@@ -79,11 +79,15 @@ class BaseRequired(StoreError):
 
 
 class BaseMismatch(StoreError):
-    """The given base is not the one that the store's entries were packed against."""
+    """The weights given are not those that a store's entries, a payload or a delta were made against."""
 
 
 class RecipeError(GraftworkError, ValueError):
     """A recipe has an unknown key, a missing one, or a value of the wrong kind."""
+
+
+class DataError(GraftworkError, ValueError):
+    """Data for training are malformed, or do not suit the task."""
 
 
 class MissingExtra(GraftworkError, ImportError):

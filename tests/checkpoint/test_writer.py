@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from graftwork.checkpoint.dtypes import DTYPES, torch_dtype
 from graftwork.checkpoint.files import observe, partial_path, remove_tree
 from graftwork.checkpoint.reader import open_checkpoint
-from graftwork.checkpoint.writer import write_checkpoint
+from graftwork.checkpoint.writer import make_header, write_checkpoint
 from graftwork.errors import CheckpointError, TargetExists
 from tests.checkpoint.faults import killed, observers, raise_no_space, steps_of
 from tests.checkpoint.handmade import snapshot
@@ -249,3 +249,12 @@ def test_a_kill_at_any_step_leaves_nothing_or_the_whole_model(tmp_path, when):
     with open_checkpoint(target) as checkpoint:
         assert checkpoint.tensors.keys() == model().keys() and checkpoint.config == {"a": 1}
     assert not partial_path(target).exists()
+
+
+def test_a_header_for_tensors_that_are_written_one_by_one(tmp_path):
+    tensors = {"b": torch.ones(3, dtype=torch.bfloat16), "a": torch.ones(2, 2), "c": torch.ones(())}
+    write_checkpoint(tmp_path / "whole.safetensors", tensors, metadata={"format": "pt"})
+    layout = {"b": ("BF16", (3,)), "a": ("F32", (2, 2)), "c": ("F32", ())}
+    order, begin = make_header(layout, {"format": "pt"})
+    data = b"".join(tensors[name].view(-1).view(torch.uint8).numpy().tobytes() for name in order)
+    assert begin + data == (tmp_path / "whole.safetensors").read_bytes()

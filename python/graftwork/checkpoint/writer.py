@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from graftwork.checkpoint.dtypes import DTYPES, code_of
+from graftwork.checkpoint.dtypes import DTYPES, code_of, tensor_bits
 from graftwork.checkpoint.files import AtomicFile, AtomicFolder, make_folder, write_file
 from graftwork.checkpoint.folder import INDEX_NAME, SUFFIX
 from graftwork.checkpoint.paths import check_distinct, check_relative
@@ -205,12 +205,27 @@ def _header(
     codes: Mapping[str, str],
     metadata: Mapping[str, str],
 ) -> bytes:
+    shapes = {name: (codes[name], _shape(tensors[name], codes[name])) for name in order}
+    return _header_of(shapes, metadata)
+
+
+def make_header(
+    tensors: Mapping[str, tuple[str, Sequence[int]]], metadata: Mapping[str, str]
+) -> tuple[list[str], bytes]:
+    """The beginning of a safetensors file, up to the first tensor's bytes, for tensors that are written one by one.
+
+    ``tensors`` are dtype codes and shapes by name; the names are returned in the order in which their bytes follow.
+    """
+    order = _file_order({name: code for name, (code, _) in tensors.items()})
+    return order, _header_of({name: tensors[name] for name in order}, metadata)
+
+
+def _header_of(tensors: Mapping[str, tuple[str, Sequence[int]]], metadata: Mapping[str, str]) -> bytes:
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     offset = 0
-    for name in order:
-        stop = offset + tensors[name].nbytes
-        shape = _shape(tensors[name], codes[name])
-        header[name] = {"dtype": codes[name], "shape": shape, "data_offsets": [offset, stop]}
+    for name, (code, shape) in tensors.items():
+        stop = offset + (tensor_bits(code, shape) or 0) // 8
+        header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [offset, stop]}
         offset = stop
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
