@@ -32,9 +32,7 @@ def markdown() -> str:
     """The page ``docs/operations.md``: one row for each operation and device."""
     for module in pkgutil.iter_modules(graftwork.ops.__path__):
         if not module.name.startswith("_") and module.name != "table":
-            importlib.import_module(
-                f"graftwork.ops.{module.name}"
-            )
+            importlib.import_module(f"graftwork.ops.{module.name}")
     rows = [
         f"| `{name}` | {device} | {_implementation(device, route.module)} | {dtype_names(route.dtypes)} |\n"
         for name, routes in sorted(NATIVE.items())

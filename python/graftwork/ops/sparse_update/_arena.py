@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -38,8 +38,10 @@ def threads_for(entries: Tensor) -> int:
 
 def support_arguments(
     tensors: Sequence[Tensor], indices: Tensor, offsets: Tensor
-) -> tuple[Tensor, Tensor, int, Tensor, int]:
+) -> tuple[Any, Tensor, int, Tensor, int]:
     """Tensors and support, as a native function takes them."""
+    if not indices.is_cuda:
+        return _native.host_pointers(tensors), indices, indices.itemsize, offsets, len(tensors)
     table, starts = _native.where_read(indices, _native.pointers(tensors), offsets)
     return table, indices, indices.itemsize, starts, len(tensors)
 
@@ -51,36 +53,57 @@ def size_of(entries: Tensor) -> tuple[int, ...]:
 
 def check_apart(operation: str, **arrays: Tensor | Sequence[Tensor] | None) -> None:
     """Require that no two of these tensors share memory: one is written while another is read."""
-    named = [
-        (f"{name}[{number}]" if isinstance(value, Sequence) else name, tensor)
+    flat, end = _flat(arrays.values()), 0
+    ranges = [
+        (start, start + tensor.nbytes) for start, tensor in zip(_native.addresses(flat), flat, strict=True)
+    ]
+    for start, stop in sorted(ranges):
+        if start < end and start < stop:
+            _refuse_overlap(operation, ranges, arrays)
+        if stop > end:
+            end = stop
+
+
+def _refuse_overlap(
+    operation: str, ranges: Sequence[tuple[int, int]], arrays: Mapping[str, Tensor | Sequence[Tensor] | None]
+) -> NoReturn:
+    names = [
+        f"{name}[{number}]" if isinstance(value, Sequence) else name
         for name, value in arrays.items()
         if value is not None
-        for number, tensor in enumerate(value if isinstance(value, Sequence) else [value])
-        if tensor.numel()
+        for number in range(len(value) if isinstance(value, Sequence) else 1)
     ]
-    starts = _native.addresses([tensor for _, tensor in named])
-    ranges = sorted(
-        (start, start + tensor.nbytes, name) for start, (name, tensor) in zip(starts, named, strict=True)
+    named = sorted((*found, name) for found, name in zip(ranges, names, strict=True) if found[0] < found[1])
+    name, other = next(
+        (name, other) for (_, end, name), (start, _, other) in itertools.pairwise(named) if start < end
     )
-    for (_, end, name), (start, _, other) in itertools.pairwise(ranges):
-        if start < end:
-            raise ValueError(
-                f"{operation}: {other} overlaps {name} in memory; list a tied tensor once, and pass separate arrays"
-            )
+    raise ValueError(
+        f"{operation}: {other} overlaps {name} in memory; list a tied tensor once, and pass separate arrays"
+    )
 
 
 def mark_written(*arrays: Tensor | Sequence[Tensor] | None) -> None:
     """Tell autograd that native code wrote these: a backward pass that saved one of them must fail, not be wrong."""
-    given = [value for value in arrays if value is not None]
-    flat = [tensor for value in given for tensor in (value if isinstance(value, Sequence) else [value])]
-    torch.autograd.graph.increment_version(flat)
+    torch.autograd.graph.increment_version(_flat(arrays))
+
+
+def _flat(arrays: Iterable[Tensor | Sequence[Tensor] | None]) -> list[Tensor]:
+    flat: list[Tensor] = []
+    for value in arrays:
+        if isinstance(value, Tensor):
+            flat.append(value)
+        elif value is not None:
+            flat += value
+    return flat
 
 
 def check_output(operation: str, out: Tensor, name: str, tensors: Sequence[Tensor]) -> None:
     """Require that `out` shares no memory with what is read; the tensors may be tied to each other."""
-    _native.check_output(
-        operation, "out", out, **{f"{name}[{i}]": tensor for i, tensor in enumerate(tensors)}
-    )
+    start = _native.addresses([out])[0]
+    stop = start + out.nbytes
+    for number, (place, tensor) in enumerate(zip(_native.addresses(tensors), tensors, strict=True)):
+        if place < stop and start < place + tensor.nbytes:
+            raise ValueError(f"{operation}: out overlaps {name}[{number}] in memory; pass a separate output")
 
 
 def on_host_copies(run: Callable[..., Any], *written: int) -> Callable[..., Any]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from graftwork.ops import _checks
 
 INDEX_DTYPES = (torch.int32, torch.int64)
+_PLAIN = (Tensor, torch.nn.Parameter)
 _SORT = "sort and deduplicate them: torch.unique(indices)"
 
 
@@ -92,6 +93,15 @@ class Support:
 
     def check_entries(self, operation: str, name: str, value: Tensor, dtype: torch.dtype) -> None:
         """Require a contiguous array of ``dtype`` on the support's device with one entry for each tuned weight."""
+        indices = self.indices
+        if (
+            type(value) is Tensor
+            and value.dtype == dtype
+            and value.shape == indices.shape
+            and value.is_contiguous()
+            and value.device == indices.device
+        ):
+            return  # the usual case, quickly: the rest is to say what is wrong
         _checks.check_tensor(operation, name, value)
         _checks.check_dtype(operation, name, value, (dtype,), "convert it first")
         if value.shape != self.indices.shape or not value.is_contiguous():
@@ -107,7 +117,17 @@ class Support:
         """Require the tensors that the indices are for: dense, contiguous, of one dtype, on the indices' device."""
         if len(tensors) != self.tensors:
             raise ValueError(f"{operation}: {name} must be {self.tensors} tensors, got {len(tensors)}")
+        device, dtype = self.indices.device, tensors[0].dtype if isinstance(tensors[0], Tensor) else None
         for number, (tensor, numel) in enumerate(zip(tensors, self.numels, strict=True)):
+            if (
+                type(tensor) in _PLAIN
+                and tensor.dtype == dtype
+                and dtype in dtypes
+                and tensor.numel() == numel
+                and tensor.is_contiguous()
+                and tensor.device == device
+            ):
+                continue  # as above
             mine = f"{name}[{number}]"
             _checks.check_tensor(operation, mine, tensor)
             _checks.check_dtype(operation, mine, tensor, dtypes, "cast the model, or leave it out")

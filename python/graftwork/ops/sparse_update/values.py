@@ -63,9 +63,7 @@ def gather_values(support: Support, tensors: Sequence[Tensor], out: Tensor | Non
     """
     support.check_tensors("gather_values", "tensors", tensors, FORMATS)
     out = _output("gather_values", support, out, tensors[0].dtype)
-    torch.ops.graftwork.gather_values(
-        _arena.detached(tensors), support.indices, support.offsets, out.detach()
-    )
+    _native.invoke("gather_values", _arena.detached(tensors), support.indices, support.offsets, out.detach())
     return out
 
 
@@ -112,8 +110,13 @@ def gather_gradients(
     out = _output("gather_gradients", support, out, torch.float32)
     return Gathered(
         out,
-        *torch.ops.graftwork.gather_gradients(
-            _arena.detached(grads), support.indices, support.offsets, out.detach(), float(scale)
+        *_native.invoke(
+            "gather_gradients",
+            _arena.detached(grads),
+            support.indices,
+            support.offsets,
+            out.detach(),
+            float(scale),
         ),
     )
 
@@ -156,7 +159,7 @@ def write_values_(
     support.check_entries("write_values_", "values", values, torch.float32)
     _arena.check_number("write_values_", "scale", scale)
     arrays = support.indices, support.offsets, base.detach(), values.detach()
-    torch.ops.graftwork.write_values(_arena.detached(weights), *arrays, float(scale))
+    _native.invoke("write_values", _arena.detached(weights), *arrays, float(scale))
 
 
 def restore_values_(support: Support, weights: Sequence[Tensor], saved: Tensor) -> None:
@@ -185,8 +188,8 @@ def restore_values_(support: Support, weights: Sequence[Tensor], saved: Tensor) 
     """
     support.check_tensors("restore_values_", "weights", weights, FORMATS)
     support.check_entries("restore_values_", "saved", saved, weights[0].dtype)
-    torch.ops.graftwork.restore_values(
-        _arena.detached(weights), support.indices, support.offsets, saved.detach()
+    _native.invoke(
+        "restore_values", _arena.detached(weights), support.indices, support.offsets, saved.detach()
     )
 
 
@@ -248,7 +251,7 @@ def swap_values_(
     _arena.check_number("swap_values_", "scale", scale)
     off = _side("before_base", before, before_base, given[0], weights[0].dtype)
     on = _side("after_values", after, after_values, given[0], torch.float32)
-    under: Tensor = torch.ops.graftwork.swap_values(_arena.detached(weights), *off, *on, float(scale))
+    under: Tensor = _native.invoke("swap_values", _arena.detached(weights), *off, *on, float(scale))
     return under
 
 
