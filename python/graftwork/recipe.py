@@ -7,6 +7,7 @@ value of the wrong kind are each a `RecipeError` naming the file, the key, what 
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import types
 import typing
@@ -20,7 +21,7 @@ import yaml
 
 from graftwork.errors import RecipeError
 
-__all__ = ["PackRecipe", "load_recipe"]
+__all__ = ["ExchangePolicy", "PackRecipe", "SparseRecipe", "load_recipe"]
 
 MAX_RECIPE_BYTES = 1 << 20
 
@@ -41,6 +42,116 @@ class PackRecipe:
     threads: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ExchangePolicy:
+    """When SpIEL exchanges tuned weights for others, and by what evidence; None is the default of that policy."""
+
+    kind: Literal["accumulated_gradient", "moment_approximation", "fixed"] = "accumulated_gradient"
+    period: int | None = None
+    window: int | None = None
+    rate: float | None = None
+    schedule: Literal["linear", "cosine"] | None = None
+
+    def __post_init__(self) -> None:
+        unused = {"fixed": ("period", "window", "rate", "schedule"), "moment_approximation": ("window",)}
+        for key in unused.get(self.kind, ()):
+            value = getattr(self, key)
+            _require(
+                value is None, f"policy.{key}", value, f"no such key for the kind {self.kind}", "remove it"
+            )
+        for key in ("period", "window"):
+            _require_least(f"policy.{key}", getattr(self, key), 1)
+        _require(self.rate is None or 0 <= self.rate <= 1, "policy.rate", self.rate, "a number in [0, 1]")
+
+
+@dataclass(frozen=True, slots=True)
+class SparseRecipe:
+    """What ``graftwork adapt sparse`` reads: sparse fine-tuning of a Hugging Face model on local texts.
+
+    ``docs/papers/sparse_finetuning.md`` says what every key does. One of ``k`` and ``density`` is given. None stands for
+    the default of the method.
+    """
+
+    model: Path
+    data: Path | list[Path]
+    task: Literal["causal_lm", "masked_lm", "classification"]
+    method: Literal["lottery", "spiel"]
+    out: Path
+    steps: int
+    k: int | None = None
+    density: float | None = None
+    full_steps: int | None = None
+    batch: int = 8
+    accumulate: int = 1
+    max_tokens: int = 256
+    lr: float = 5e-5
+    head_lr: float | None = None
+    warmup: float = 0.0
+    weight_decay: float = 0.0
+    max_norm: float | None = 1.0
+    l1: list[float] | None = None
+    selector: Literal["magnitude", "random"] | None = None
+    iterations: int | None = None
+    maskable: list[str] | None = None
+    full: list[str] | None = None
+    frozen: list[str] | None = None
+    start_from: list[Path] | None = None
+    policy: ExchangePolicy | None = None
+    held_out: float = 0.05
+    evaluate_every: int | None = None
+    save_every: int | None = 500
+    seed: int = 0
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    def __post_init__(self) -> None:
+        self._check_method()
+        for key in (
+            "steps",
+            "full_steps",
+            "batch",
+            "accumulate",
+            "iterations",
+            "evaluate_every",
+            "save_every",
+        ):
+            _require_least(key, getattr(self, key), 1)
+        _require_least("k", self.k, 1)
+        _require_least("max_tokens", self.max_tokens, 2)
+        _require_least("seed", self.seed, 0)
+        for key in ("lr", "head_lr", "weight_decay"):
+            value = getattr(self, key)
+            _require(value is None or 0 <= value < math.inf, key, value, "a number, at least 0")
+        for key in ("warmup", "held_out"):
+            _require(0 <= getattr(self, key) < 1, key, getattr(self, key), "a share: a number in [0, 1)")
+        _require(self.density is None or 0 < self.density <= 1, "density", self.density, "a number in (0, 1]")
+        _require(self.max_norm is None or 0 < self.max_norm < math.inf, "max_norm", self.max_norm,
+                 "a number above 0, or null for no clipping")  # fmt: skip
+        good = self.l1 is None or (len(self.l1) == 2 and all(0 <= weight < math.inf for weight in self.l1))
+        _require(good, "l1", self.l1, "two numbers, at least 0: of the full and of the sparse phase")
+        _require(self.data != [], "data", self.data, "at least one file")
+
+    def _check_method(self) -> None:
+        one = (self.k is None) != (self.density is None)
+        _require(one, "k", f"k: {self.k}, density: {self.density}", "one of k and density")
+        other = {"lottery": ("policy",), "spiel": ("full_steps", "l1", "selector", "iterations")}
+        for key in other[self.method]:
+            value = getattr(self, key)
+            _require(value is None, key, value, f"no such key for the method {self.method}", "remove it")
+        if self.selector == "random":
+            wanted = "no such key where the selector is random: it needs no full phase"
+            _require(self.full_steps is None, "full_steps", self.full_steps, wanted, "remove it")
+
+
+def _require(good: bool, key: str, got: object, wanted: str, remedy: str | None = None) -> None:
+    if not good:
+        raise RecipeError(f"wrong value for {key!r}", got=got, wanted=wanted, remedy=remedy)
+
+
+def _require_least(key: str, value: int | None, least: int) -> None:
+    _require(value is None or value >= least, key, value, f"a whole number, at least {least}")
+
+
 def load_recipe(path: str | PathLike[str], schema: type[T]) -> T:
     """Read the YAML file ``path`` into an instance of the dataclass ``schema``.
 
@@ -49,9 +160,9 @@ def load_recipe(path: str | PathLike[str], schema: type[T]) -> T:
     path : path
         A YAML file of at most 1 MiB whose top level is a mapping. Only plain data is read (``safe_load``).
     schema : type
-        A dataclass. Its fields may be ``str``, ``int``, ``float``, ``bool``, ``Path``, ``None``, ``Literal``,
-        ``list[...]``, ``dict[str, ...]``, other dataclasses, and unions of these. ``float`` takes whole
-        numbers too; nothing else is converted.
+        A dataclass, which may check itself and raise `RecipeError`. Its fields may be ``str``, ``int``, ``float``,
+        ``bool``, ``Path``, ``None``, ``Literal``, ``list[...]``, ``dict[str, ...]``, other dataclasses, and unions of
+        these. ``float`` takes whole numbers too; nothing else is converted.
 
     Returns
     -------
@@ -161,7 +272,13 @@ class _Reader:
                     wanted=_describe(kinds[field.name]),
                     remedy=f"add a line '{field.name}: ...'",
                 )
-        return schema(**{key: self._value(v, kinds[key], _join(where, key)) for key, v in table.items()})
+        values = {key: self._value(v, kinds[key], _join(where, key)) for key, v in table.items()}
+        try:
+            return schema(**values)
+        except RecipeError as error:  # of the schema's own check, which does not know the file
+            raise RecipeError(
+                error.what, file=self.file, got=error.got, wanted=error.wanted, remedy=error.remedy
+            ) from None
 
     def _table(self, value: object, where: str, wanted: str) -> Mapping[str, object]:
         if not isinstance(value, dict):

@@ -114,6 +114,11 @@ def test_errors_name_the_recipe(
         train_sparse(file)
 
 
+def test_the_example_is_a_recipe() -> None:
+    example = load_recipe(Path(__file__).parents[2] / "examples" / "sparse_finetuning.yaml", SparseRecipe)
+    assert example.task == "classification" and example.method == "lottery"
+
+
 def test_models_that_cannot_be_read(
     recipe: Callable[..., SparseRecipe], tiny_models: Path, tmp_path: Path
 ) -> None:
@@ -133,6 +138,15 @@ def test_a_causal_model_without_its_head_is_refused(
     save_bert(tmp_path / "body", "BertModel", is_decoder=True)
     with pytest.raises(CheckpointError, match="lacks weights"):
         train_sparse(recipe("causal_lm", model=tmp_path / "body"))
+
+
+def test_a_folder_without_the_body_is_refused(recipe: Callable[..., SparseRecipe], tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_bert(tmp_path / "bert")
+    save_file({"other": torch.zeros(2)}, tmp_path / "bert" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match="lacks all weights"):
+        train_sparse(recipe(model=tmp_path / "bert"))
 
 
 def test_a_model_without_a_mask_token_is_refused(recipe: Callable[..., SparseRecipe], tmp_path: Path) -> None:

@@ -28,14 +28,14 @@ def told(report: TrainReport) -> dict[str, Any]:
     return {key: value for key, value in found.items() if key != "out"}
 
 
-def interrupt_after(updates: int) -> Callable[[str, int, int], None]:
+def interrupt_after(updates: int, number: signal.Signals = signal.SIGINT) -> Callable[[str, int, int], None]:
     """A progress callback that presses Ctrl-C."""
     seen = []
 
     def progress(phase: str, done: int, total: int) -> None:
         seen.append(done)
         if len(seen) == updates:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
 
     return progress
 
@@ -134,6 +134,28 @@ def test_a_second_interrupt_ends_at_once(recipe: Callable[..., SparseRecipe]) ->
         train_sparse(asked, progress=twice)
     assert not Path(f"{asked.out}.state").exists()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_request_to_terminate_is_heeded_as_ctrl_c_is(
+    recipe: Callable[..., SparseRecipe],
+) -> None:
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as the program does
+    try:
+        with pytest.raises(KeyboardInterrupt, match="after update 1 of 6"):
+            train_sparse(recipe(), progress=interrupt_after(1, signal.SIGTERM))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert train_sparse(recipe(), resume=True).tuned
+
+
+def test_a_new_head_begins_as_it_did(
+    recipe: Callable[..., SparseRecipe], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    whole = train_sparse(recipe("classification", out=tmp_path / "whole"))
+    with pytest.raises(KeyboardInterrupt):
+        train_sparse(recipe("classification"), progress=interrupt_after(3))
+    monkeypatch.setattr("graftwork.adapt.training_model.derived_seed", lambda *_: 99)  # another head is made
+    assert train_sparse(recipe("classification"), resume=True).out.read_bytes() == whole.out.read_bytes()
 
 
 def test_no_state_where_none_is_wanted(recipe: Callable[..., SparseRecipe], tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench import checkpoints, entropy_delta, memory, store, sync
+from bench import checkpoints, entropy_delta, memory, sparse_update, store, sync
 from bench.record import Contest, Measurement, Options, Row
 from bench.updates import MAIN_UPDATE, STEP_UPDATE, UPDATES
 
@@ -58,6 +58,35 @@ def test_entropy_delta_notices_a_wrong_result(monkeypatch: pytest.MonkeyPatch) -
     pair = entropy_delta.Pair(MAIN_UPDATE, base, base * 1.01, "cpu", Contest(), [])
     entropy_delta._measure_case(pair, taken, QUICK, reference=True)
     assert taken.failures == [f"{MAIN_UPDATE} bfloat16: decode_ordinal_rans restored something else"]
+
+
+def test_sparse_update_measures_every_operation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sparse_update, "QUICK", 1 << 16)
+    monkeypatch.setattr(sparse_update, "DENSITIES", (0.01,))
+    monkeypatch.setattr(sparse_update, "SCATTERED", (64, 1 << 14))
+    taken = sparse_update.measure(QUICK)
+    assert taken.failures == []
+    rows = {(row.operation, row.implementation, row.case): row for row in taken.rows}
+    for operation, case in (("step", "4 %"), ("values", "1 %"), ("topk", "4 %"), ("merge", "4 %")):
+        assert rows[operation, "graftwork", case].runs["1"].roofline_fraction
+    assert rows["values", "eager", "1 %"].facts["us"] > 0
+    assert rows["gather", "torch.index_select", "64 entries"].facts["calls"] == 200
+    assert rows["swap", "graftwork", "16384 entries"].facts["calls"] == 122
+    names = {target.name for target in taken.targets}
+    assert {"topk, share of the peak, 4 %", "gather above torch.index_select, 64 entries"} <= names
+
+
+def test_sparse_update_notices_a_wrong_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = sparse_update.merge_deltas
+
+    def wrong(*arguments: object) -> tuple:
+        support, values = right(*arguments)
+        return support, values + 1
+
+    monkeypatch.setattr(sparse_update, "merge_deltas", wrong)
+    world = sparse_update.World(4096, torch.Generator().manual_seed(0))
+    sparse_update._merge(world, QUICK)
+    assert world.failures == ["merge_deltas made something else"]
 
 
 @pytest.mark.filterwarnings(*ALLOWED)

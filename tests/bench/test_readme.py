@@ -132,6 +132,48 @@ def test_a_step_has_its_payload_and_its_memory(tmp_path: Path) -> None:
     assert "| fireworks arc_v3 | – | not installed | – | – |" in table
 
 
+def test_updates_have_their_peers_beside_them(tmp_path: Path) -> None:
+    def row(name: str, seconds: float, calls: int = 1) -> Row:
+        made = Row("step", name, "float32", (64 << 20,), "4 %", bytes=10**9, facts={"calls": calls})
+        return timed(made, t1=2 * seconds, t2=seconds)
+
+    rows = [row("graftwork", 0.02), row("mask + AdamW", 0.3), row("eager", 0.4)]
+    table = rendered("sparse_update", "updates", Measurement(rows), tmp_path)
+    assert "64Mi fp32 weights" in table
+    assert "| step, 4 % | 40 | 20 | 50% | mask + AdamW: 300 (15.0×); eager: 400 (20.0×) |" in table
+    table = rendered("sparse_update", "updates", Measurement([row("graftwork", 0.02, 10)]), tmp_path)
+    assert "| step, 4 % | 4 | 2 | 50% |  |" in table
+
+
+def test_methods_of_fine_tuning(tmp_path: Path) -> None:
+    facts = {"accuracy": 71.234, "standard_error": 0.456, "tuned": 908129, "optimizer_mb": 18.2}
+    facts |= {"delta_mb": 4.1, "step_ms": 200.0, "update_ms": 7.25}
+    full = Row("fine-tune", "full", case="topics", facts=facts | {"delta_mb": 0.0})
+    table = rendered(
+        "sparse_finetuning",
+        "methods",
+        Measurement([Row("fine-tune", "LT-SFT", case="topics", facts=facts), full]),
+        tmp_path,
+    )
+    assert "| LT-SFT | 71.23 ± 0.46 | 908,129 | 18.20 | 4.10 | 200 | 7.2 |" in table
+    assert "| full | 71.23 ± 0.46 | 908,129 | 18.20 | – | 200 | 7.2 |" in table
+
+
+def test_transfer_by_what_is_added(tmp_path: Path) -> None:
+    def row(arm: str, case: str, *found: float) -> Row:
+        facts = {"accuracy": sum(found) / len(found), "standard_error": 0.5, "accuracies": list(found)}
+        return Row("transfer", arm, case=case, facts=facts)
+
+    rows = [
+        row("lottery", "German, task alone", 50.0, 52.0),
+        row("lottery", "German, task + German", 60.0, 60.0),
+    ]
+    rows.append(row("most frequent", "German, task alone", 40.0))
+    table = rendered("cross_lingual", "transfer", Measurement(rows), tmp_path)
+    assert "| German, task alone | 51.0 ± 0.5 | 40.0 |" in table
+    assert "| German, task + German | 60.0 ± 0.5 | – |" in table
+
+
 def test_operations_say_whether_a_gpu_was_measured(tmp_path: Path) -> None:
     ours = timed(Row("delta_stats", "graftwork", "bfloat16", (16 << 20,), bytes=10**9), t1=0.1, t2=0.05)
     chain = timed(Row("delta_stats", "numpy chain", "bfloat16", (16 << 20,), bytes=10**9), t1=1.0)

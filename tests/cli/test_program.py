@@ -12,7 +12,7 @@ import graftwork
 from graftwork.cli import program
 from tests.cli.conftest import Run
 
-VERBS = ("pack", "list", "diff", "verify", "checkout", "squash", "remove", "gc", "info")
+VERBS = ("pack", "list", "diff", "verify", "checkout", "squash", "remove", "gc", "info", "adapt")
 
 
 def python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:

@@ -26,6 +26,17 @@ def test_progress_shows_bytes_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> 
     assert "pack [mail]" in screen.getvalue() and "1.0/1.0 MB" in screen.getvalue()
 
 
+def test_progress_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    with progress_bar(quiet=False, steps=True) as progress:
+        assert progress is not None
+        progress("sparse phase", 1500, 3000)
+    assert "sparse phase" in screen.getvalue() and "1500/3000" in screen.getvalue()
+
+
 def test_no_progress_without_a_terminal_or_when_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     with progress_bar(quiet=False) as progress:

@@ -149,7 +149,8 @@ class SpIELFinetuner:
         Returns
         -------
         SparseOptimizer
-            It goes wherever a torch optimizer does, into ``transformers.Trainer`` too. Gradients of targets are taken
+            Its first group are the targets, its second what is tuned in full, for a learning rate of its own. It goes
+            wherever a torch optimizer does, into ``transformers.Trainer`` too. Gradients of targets are taken
             in backward, so that GradScaler does not find them: train in bfloat16.
         """
         if self._made is not None:
@@ -162,7 +163,8 @@ class SpIELFinetuner:
         if kind == "adamw":
             options = {**_ADAMW, **options}
         indices = dict(zip(self.ks, self._start.split(self._start.indices), strict=True))
-        made = OPTIMIZERS[kind](list(self.roles.trainable.items()), indices, lr=lr, **options)
+        groups = [list(role.items()) for role in (self.roles.maskable, self.roles.full) if role]
+        made = OPTIMIZERS[kind]([{"params": group} for group in groups], indices, lr=lr, **options)
         hooks = [param.register_post_accumulate_grad_hook(self._observe) for param in self._names]
         self._handles = Handles([*hooks, made.register_step_post_hook(self._after_step)])
         self._made = made

@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from graftwork import __version__
+from graftwork.cli.adapt import adapt
 from graftwork.cli.checkout import checkout
 from graftwork.cli.diff import diff
 from graftwork.cli.gc import gc
@@ -43,10 +44,9 @@ class Program(TyperGroup):
                 raise
             print_error(error)
             raise typer.Exit(FAILED) from error
-        except KeyboardInterrupt:
-            print_error(
-                "interrupted; finished entries are kept, and nothing half-written stands in their place"
-            )
+        except KeyboardInterrupt as interrupt:
+            kept = "finished entries are kept, and nothing half-written stands in their place"
+            print_error(str(interrupt) or f"interrupted; {kept}")
             raise typer.Exit(INTERRUPTED) from None
 
 
@@ -61,6 +61,7 @@ app = typer.Typer(
 )
 for verb in (pack, list_, diff, verify, checkout, squash, remove, gc, info):
     app.command(verb.__name__.rstrip("_"))(verb)
+app.add_typer(adapt, name="adapt")
 
 
 def _show_version(wanted: bool) -> None:

@@ -52,20 +52,30 @@ def print_result(
 
 
 @contextmanager
-def progress_bar(quiet: bool) -> Iterator[Progress | None]:
-    """A callback that draws one bar a stage (bytes, rate, time left); None if no one is watching."""
+def progress_bar(quiet: bool, *, steps: bool = False) -> Iterator[Progress | None]:
+    """A callback that draws one bar a stage (bytes and rate, or steps; time left); None if no one is watching."""
     if quiet or not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
     from rich.progress import Progress as Bars
 
+    counts = (
+        (MofNCompleteColumn(), TimeElapsedColumn()) if steps else (DownloadColumn(), TransferSpeedColumn())
+    )
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
+        *counts,
         TimeRemainingColumn(),
     )
     tasks: dict[str, Any] = {}

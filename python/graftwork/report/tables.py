@@ -21,9 +21,11 @@ from graftwork.report.wording import (
     show_name,
     show_relative,
     show_share,
+    show_text,
 )
 
 if TYPE_CHECKING:
+    from graftwork.adapt import ApplyReport, Evaluation, TrainReport
     from graftwork.store.diff import CheckpointDiff, TensorDiff
     from graftwork.store.results import (
         CheckoutResult,
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "apply_table",
     "checkout_table",
     "diff_table",
     "environment_table",
@@ -43,6 +46,7 @@ __all__ = [
     "pack_table",
     "remove_table",
     "squash_table",
+    "train_table",
     "verify_table",
 ]
 
@@ -176,6 +180,50 @@ def squash_table(report: EntryReport) -> RenderableType:
 def remove_table(name: str) -> RenderableType:
     """What was taken out, and what comes next."""
     return Text(f"{show_name(name)} removed; graftwork gc frees its space")
+
+
+def train_table(report: TrainReport) -> RenderableType:
+    """What each phase did to loss and accuracy, what was tuned, and what it cost."""
+    table = _table(
+        "phase", ">updates", ">loss", ">before", ">after", ">right before", ">after", ">seconds", ">optimizer"
+    )
+    for phase in report.phases:
+        several = f" {phase.iteration + 1}" if report.phases[-1].iteration else ""
+        before, after = _scores(phase.before), _scores(phase.after)
+        table.add_row(
+            *(f"{phase.kind}{several}", f"{phase.steps:,}", show_measure(phase.train_loss)),
+            *(before[0], after[0], before[1], after[1]),
+            *(f"{phase.seconds:,.1f}", show_bytes(phase.optimizer_bytes)),
+        )
+    rows = {
+        "weights tuned": f"{report.tuned:,}, {show_share(report.density)} of {report.tunable:,}",
+        "chosen but unchanged": f"{report.unchanged:,} of {report.chosen:,}",
+        "tuned in full": f"{report.full:,}",
+        "texts": f"{report.texts:,}, and {report.held_out:,} held out",
+        "delta": f"{report.out}, {show_bytes(report.delta_bytes)}",
+    }
+    if report.not_chosen:
+        rows["not chosen"] = f"{report.not_chosen:,}: no more weights changed in the full phase"
+    if report.labels:
+        rows["classes"] = show_text(", ".join(map(str, report.labels)))
+    if report.cut:
+        rows["cut"] = f"{count_of(report.cut, 'text')} longer than max_tokens"
+    return Group(table, _facts(rows), *(Text(f"• {note}") for note in report.notes))
+
+
+def _scores(evaluation: Evaluation | None) -> tuple[str, str]:
+    """Loss and accuracy."""
+    if evaluation is None:
+        return NOTHING, NOTHING
+    return show_measure(evaluation.loss), show_share(evaluation.accuracy)
+
+
+def apply_table(report: ApplyReport) -> RenderableType:
+    """What was added to what."""
+    full = f", {count_of(len(report.full), 'tensor')} in full" if report.full else ""
+    deltas = count_of(len(report.deltas), "delta")
+    changed = f"{report.changed:,} weights changed, {show_share(report.density)}{full}"
+    return Text(f"{deltas} added to {report.base}: {changed}; written to {report.out}")
 
 
 def environment_table(facts: Mapping[str, Any]) -> RenderableType:
