@@ -20,7 +20,17 @@ import torch
 
 from bench import machine, record
 
-STEMS = ("imports", "memory", "lossless_delta", "entropy_delta", "store", "sync")
+STEMS = (
+    "imports",
+    "memory",
+    "lossless_delta",
+    "entropy_delta",
+    "sparse_update",
+    "sparse_finetuning",
+    "cross_lingual",
+    "store",
+    "sync",
+)
 BUSY = "busy neighbour: 2 threads are slower than 1 right now, so the record is void; run again later"
 
 

@@ -49,6 +49,21 @@ def step(documents: Sequence[Document]) -> str:
     return _per_machine(documents, _step)
 
 
+def updates(documents: Sequence[Document]) -> str:
+    """Milliseconds of the sparse updates, their share of the measured peak, and the peers' times beside."""
+    return _per_machine(documents, _updates)
+
+
+def methods(documents: Sequence[Document]) -> str:
+    """Accuracy, tuned weights, memory and time by method of fine-tuning."""
+    return _per_machine(documents, _methods)
+
+
+def transfer(documents: Sequence[Document]) -> str:
+    """Accuracy by what is added to the base, and by how the deltas were made."""
+    return _per_machine(documents, _transfer)
+
+
 def times(documents: Sequence[Document]) -> str:
     """Milliseconds of imports and commands."""
     return _per_machine(documents, _times)
@@ -63,6 +78,9 @@ TABLES: dict[str, dict[str, Callable[[Sequence[Document]], str]]] = {
     "store": {"sizes": sizes, "speeds": speeds},
     "lossless_delta": {"operations": operations},
     "entropy_delta": {"codes": codes},
+    "sparse_update": {"updates": updates},
+    "sparse_finetuning": {"methods": methods},
+    "cross_lingual": {"transfer": transfer},
     "sync": {"step": step},
     "imports": {"times": times},
     "memory": {"peaks": peaks},
@@ -275,6 +293,82 @@ def _step(document: Document) -> str:
     case = document["records"][0]["case"] if document["records"] else ""
     head = [f"GB/s of the weights of {case} (% of memcpy)", "payload, %", *columns, "memory of apply, MB"]
     return _markdown(head, lines)
+
+
+# ---- sparse_update and sparse_finetuning ----
+
+
+def _updates(document: Document) -> str:
+    rows = document["records"]
+    labels = _unique(label for row in rows for label in row["runs"])
+    found = {(row["operation"], row["case"], row["implementation"]): row for row in rows}
+    lines = []
+    for operation, case in dict.fromkeys(key[:2] for key in found):
+        ours = found[operation, case, "graftwork"]
+        times = [_milliseconds(ours, label) for label in labels]
+        fraction = ours["runs"][labels[-1]]["roofline_fraction"]
+        peers = [
+            f"{name}: {_milliseconds(row, _best(row))} ({_times_ours(row, ours, labels[-1]):.1f}×)"
+            for (called, where, name), row in found.items()
+            if (called, where) == (operation, case) and name != "graftwork"
+        ]
+        lines.append(
+            [f"{operation}, {case}", *times, f"{fraction:.0%}" if fraction else "–", "; ".join(peers)]
+        )
+    size = f"{rows[0]['shape'][0] >> 20}Mi fp32 weights" if rows else ""
+    head = [f"ms a call, {size}", *(_threads(label) for label in labels), "of the peak", "peers (× ours)"]
+    return _markdown(head, lines)
+
+
+def _milliseconds(row: Document, label: str) -> str:
+    return f"{1e3 * row['runs'][label]['seconds']['median'] / row['facts']['calls']:.3g}"
+
+
+def _times_ours(row: Document, ours: Document, label: str) -> float:
+    return row["runs"][_best(row)]["seconds"]["median"] / ours["runs"][label]["seconds"]["median"]
+
+
+def _methods(document: Document) -> str:
+    lines = []
+    for row in document["records"]:
+        facts = row["facts"]
+        stored = f"{facts['delta_mb']:.2f}" if facts["delta_mb"] else "–"
+        lines.append(
+            [
+                row["implementation"],
+                f"{facts['accuracy']:.2f} ± {facts['standard_error']:.2f}",
+                f"{facts['tuned']:,}",
+                f"{facts['optimizer_mb']:.2f}",
+                stored,
+                f"{facts['step_ms']:.0f}",
+                f"{facts['update_ms']:.1f}",
+            ]
+        )
+    case = document["records"][0]["case"] if document["records"] else ""
+    head = [
+        case,
+        "accuracy, %",
+        "tuned weights",
+        "optimizer, MB",
+        "delta, MB",
+        "step, ms",
+        "of it update, ms",
+    ]
+    return _markdown(head, lines)
+
+
+def _transfer(document: Document) -> str:
+    found = {(row["case"], row["implementation"]): row["facts"] for row in document["records"]}
+    cases, arms = (_unique(key[part] for key in found) for part in (0, 1))
+    lines = [[case, *(_score(found.get((case, arm))) for arm in arms)] for case in cases]
+    return _markdown(["accuracy, %", *arms], lines)
+
+
+def _score(facts: Document | None) -> str:
+    if facts is None:
+        return "–"
+    error = f" ± {facts['standard_error']:.1f}" if len(facts["accuracies"]) > 1 else ""
+    return f"{facts['accuracy']:.1f}{error}"
 
 
 # ---- imports and memory ----
