@@ -11,7 +11,7 @@
 
 namespace graftwork::GRAFTWORK_LEVEL {
 
-constexpr int64_t kMinSpan = int64_t{1} << 15;  // entries: below this a second thread does not pay
+constexpr int64_t kMinSpan = int64_t{1} << 12;  // entries: below this a second thread does not pay
 
 // Entries in pieces that depend on their number alone; a piece is cut further where a tensor ends.
 inline Chunks cut_entries(int64_t entries) {

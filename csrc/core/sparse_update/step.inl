@@ -78,7 +78,7 @@ struct StepLoop {
     parallel_spans(tensors.offsets, tensors.tensors, threads,
                    [&](int64_t tensor, int64_t begin, int64_t end) {
                      for_each_entry_tile(
-                         begin, end, [&](int64_t at, int count) { prefetch(tensor, at, count); },
+                         begin, end, kEntryTile, [&](int64_t at, int count) { prefetch(tensor, at, count); },
                          [&](int64_t at, int count) { step(tensor, at, count, update); });
                    });
   }

@@ -17,11 +17,15 @@
 
 namespace graftwork::GRAFTWORK_LEVEL {
 
-constexpr int kEntryTile = 128;  // entries: a tile's arrays stay in the L1 cache
+constexpr int kEntryTile = 128;  // entries, at most: a tile's arrays stay in the L1 cache
+
+// Entries of a tile. Few entries lie on a page each: what is fetched must be used before its page is forgotten.
+inline int entry_tile(int64_t entries) { return entries < int64_t{1} << 18 ? 16 : kEntryTile; }
 
 // Calls body(begin, count) for the tiles of a span, and prefetch(begin, count) for each entry two tiles before.
-template <int tile = kEntryTile, class Prefetch, class Body>
-inline void for_each_entry_tile(int64_t begin, int64_t end, const Prefetch& prefetch, const Body& body) {
+template <class Prefetch, class Body>
+inline void for_each_entry_tile(int64_t begin, int64_t end, int tile, const Prefetch& prefetch,
+                                const Body& body) {
   const auto some = [&](int64_t from, int64_t until) {
     if (from < end) prefetch(from, static_cast<int>((until < end ? until : end) - from));
   };

@@ -9,10 +9,11 @@ namespace graftwork::GRAFTWORK_LEVEL {
 template <class Word, class Index>
 void gather_words_of(const void* const* dense, const Index* indices, const int64_t* offsets, int64_t tensors,
                      Word* out, int threads) {
+  const int tile = entry_tile(offsets[tensors]);
   parallel_spans(offsets, tensors, threads, [=](int64_t tensor, int64_t begin, int64_t end) {
     const Word* const words = static_cast<const Word*>(dense[tensor]);
     for_each_entry_tile(
-        begin, end,
+        begin, end, tile,
         [=](int64_t at, int count) { prefetch_words(words, sizeof(Word) / 2, indices + at, count); },
         [=](int64_t at, int count) { gather_words(words, indices + at, count, out + at); });
   });
@@ -21,10 +22,11 @@ void gather_words_of(const void* const* dense, const Index* indices, const int64
 template <class Word, class Index>
 void restore_words_of(void* const* dense, const Index* indices, const int64_t* offsets, int64_t tensors,
                       const Word* saved, int threads) {
+  const int tile = entry_tile(offsets[tensors]);
   parallel_spans(offsets, tensors, threads, [=](int64_t tensor, int64_t begin, int64_t end) {
     Word* const words = static_cast<Word*>(dense[tensor]);
     for_each_entry_tile(
-        begin, end,
+        begin, end, tile,
         [=](int64_t at, int count) { prefetch_words(words, sizeof(Word) / 2, indices + at, count); },
         [=](int64_t at, int count) { scatter_words(words, indices + at, count, saved + at); });
   });
@@ -41,10 +43,11 @@ void write_values_of(void* const* dense, const Index* indices, const int64_t* of
                      WeightFormat format, const void* base, const float* values, float scale, int threads) {
   const WordReader<Index> reader(format);
   const WordWriter<Index> writer(format);
+  const int tile = entry_tile(offsets[tensors]);
   parallel_spans(offsets, tensors, threads, [=](int64_t tensor, int64_t begin, int64_t end) {
     void* const words = dense[tensor];
     for_each_entry_tile(
-        begin, end,
+        begin, end, tile,
         [=](int64_t at, int count) { prefetch_words(words, writer.log2_bytes, indices + at, count); },
         [=](int64_t at, int count) {
           float sums[kEntryTile];
@@ -75,6 +78,7 @@ void gather_gradients_of(const void* const* dense, const Index* indices, const i
                          int64_t tensors, WeightFormat format, float scale, float* out,
                          double* sum_of_squares, int64_t* nonfinite, int threads) {
   const WordReader<Index> reader(format);
+  const int tile = entry_tile(offsets[tensors]);
   const Chunks chunks = cut_entries(offsets[tensors]);
   ChunkSums<1> partial;
   struct State {
@@ -88,7 +92,7 @@ void gather_gradients_of(const void* const* dense, const Index* indices, const i
         for_each_span(chunks, chunk, offsets, tensors, [&](int64_t tensor, int64_t begin, int64_t end) {
           const void* const words = dense[tensor];
           for_each_entry_tile(
-              begin, end,
+              begin, end, tile,
               [=](int64_t at, int count) { prefetch_words(words, reader.log2_bytes, indices + at, count); },
               [&](int64_t at, int count) {
                 reader.gather(words, indices + at, count, out + at);
@@ -162,8 +166,8 @@ void swap_values_of(void* const* dense, int64_t tensors, const Index* before_ind
     const SortedPair<Index> pair{before_indices + before, after_indices + after,
                                  before_offsets[tensor + 1] - before, after_offsets[tensor + 1] - after};
     auto here = pair.cut(begin - origin, {0, 0}), ahead = here;
-    for_each_entry_tile<kSwapTile>(
-        begin, end,
+    for_each_entry_tile(
+        begin, end, kSwapTile,
         [&](int64_t at, int count) {
           const auto to = pair.cut(at + count - origin, ahead);
           prefetch_words(words, kLog2Bytes<Format>, pair.before + ahead.before,

@@ -99,12 +99,11 @@ def unpack_table(table: bytes, record: TensorRecord, stream_bytes: int, file: Pa
             raise refuse(
                 "a chunk's payload is larger than any method makes it", chunk.length, MAX_PAYLOAD_BYTES
             )
-        if chunk.method not in METHODS or METHODS[chunk.method].name not in allowed:
-            raise refuse(f"a chunk of codec {record.codec!r} has another method", chunk.method, allowed)
-        if not can_code(METHODS[chunk.method].name, record.dtype):
-            raise refuse(
-                "a chunk's method is not for the tensor's dtype", METHODS[chunk.method].name, record.dtype
-            )
+    for method in {chunk.method for chunk in chunks}:
+        if method not in METHODS or METHODS[method].name not in allowed:
+            raise refuse(f"a chunk of codec {record.codec!r} has another method", method, allowed)
+        if not can_code(METHODS[method].name, record.dtype):
+            raise refuse("a chunk's method is not for the tensor's dtype", METHODS[method].name, record.dtype)
     if tree_digest(record.nbytes, [chunk.leaf for chunk in chunks]) != record.digest:
         raise ChecksumError(
             "a tensor's chunk digests do not add up to its digest",
@@ -117,8 +116,9 @@ def unpack_table(table: bytes, record: TensorRecord, stream_bytes: int, file: Pa
 
 def can_code(method: str, dtype: str) -> bool:
     """Whether a method is for tensors of a dtype: ``ordrans`` for 16- and 32-bit floats, ``sparse`` for such words."""
-    words = words_of(dtype)
-    return {"ordrans": words.exponent_bits > 0, "sparse": words.nbytes in (2, 4)}.get(method, True)
+    if method == "ordrans":
+        return words_of(dtype).exponent_bits > 0
+    return method != "sparse" or words_of(dtype).nbytes in (2, 4)
 
 
 @makes_many_objects

@@ -139,8 +139,5 @@ def _flat_bytes(words: Tensor) -> memoryview | None:
 
     if words.device.type != "cpu" or not words.is_contiguous():
         return None
-    flat = words.as_strided((words.numel(),), (1,))  # a single element may keep a stride above 1
-    if not flat.numpy().flags.aligned:
-        return None
-    found: np.ndarray = flat.view(torch.uint8).numpy()
-    return found.data
+    found: np.ndarray = words.view(-1).view(torch.uint8).numpy()
+    return None if found.__array_interface__["data"][0] % words.itemsize else found.data

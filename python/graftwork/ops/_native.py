@@ -184,12 +184,12 @@ def call(name: str, *arguments: Any, like: Tensor, threads: int | None = None) -
 
 def query(module: str, name: str, *arguments: Any) -> Any:
     """What a function of a native module returns; tensors and arrays are passed as pointers."""
-    return getattr(load(module), name)(*[_passed(argument) for argument in arguments])
+    # Most are integers, which isinstance() would find to be no tensors slowly.
+    values = [argument if type(argument) is int else _passed(argument) for argument in arguments]
+    return getattr(load(module), name)(*values)
 
 
 def _passed(argument: Any) -> Any:
-    if type(argument) is int:  # the usual one, and found to be no tensor slowly
-        return argument
     if isinstance(argument, Tensor):
         return argument.data_ptr()
     return argument.buffer_info()[0] if type(argument) is array else argument

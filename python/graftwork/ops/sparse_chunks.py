@@ -52,9 +52,9 @@ def apply_sparse_chunks_(chunks: Sequence[SparseChunk], *, reverse: bool = False
     ValueError
         A chunk is not whole aligned words; none is changed.
     """
-    _check(chunks)
+    rows = _table(chunks)
     if _native.is_there("_core"):
-        return _run("apply_sparse_chunks", chunks, reverse)
+        return _run("apply_sparse_chunks", rows, reverse)
     return _each(chunks, lambda base, payload, words: reference.apply_sparse_delta(words, payload, reverse))
 
 
@@ -71,37 +71,32 @@ def decode_sparse_chunks(chunks: Sequence[SparseChunk]) -> int:
     ValueError
         A chunk is not whole aligned words, or `base` and `words` differ in size; none is written to.
     """
-    _check(chunks)
+    rows = _table(chunks)
     if _native.is_there("_core"):
-        return _run("decode_sparse_chunks", chunks)
+        return _run("decode_sparse_chunks", rows)
     return _each(chunks, reference.decode_sparse_delta)
 
 
-def _check(chunks: Sequence[SparseChunk]) -> None:
-    for number, (base, _, words, word_bytes, _) in enumerate(chunks):
-        if len(base) != len(words):
+def _table(chunks: Sequence[SparseChunk]) -> list[tuple[int, int, int, int, int, int, bool]]:
+    """The chunks as the native code takes them, checked."""
+    rows = []
+    for number, (base, payload, words, word_bytes, is_float) in enumerate(chunks):
+        nbytes, to = len(words), _native.address(words)
+        start = to if base is words else _native.address(base)
+        if len(base) != nbytes:
             raise ValueError(
-                f"base and words of chunk {number} must have as many bytes, got {len(base)} and {len(words)}"
+                f"base and words of chunk {number} must have as many bytes, got {len(base)} and {nbytes}"
             )
-        if any(place % word_bytes for place in (len(words), _native.address(base), _native.address(words))):
+        if nbytes % word_bytes or start % word_bytes or to % word_bytes:
             raise ValueError(
                 f"the words of chunk {number} must be whole, and start at a multiple of {word_bytes}"
             )
+        place = _native.address(payload)
+        rows.append((start, to, place, len(payload), nbytes // word_bytes, word_bytes, is_float))
+    return rows
 
 
-def _run(name: str, chunks: Sequence[SparseChunk], *options: bool) -> int:
-    rows = [
-        (
-            _native.address(chunk.base),
-            _native.address(chunk.words),
-            _native.address(chunk.payload),
-            len(chunk.payload),
-            len(chunk.words) // chunk.word_bytes,
-            chunk.word_bytes,
-            chunk.is_float,
-        )
-        for chunk in chunks
-    ]
+def _run(name: str, rows: Sequence[tuple[int, ...]], *options: bool) -> int:
     table, whole = torch.tensor(rows, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
     _native.query("_core", name, table, whole, len(rows), *options)
     return int(whole)

@@ -15,11 +15,15 @@ from graftwork.ops import _native
 #: Dtypes of weights, in the order of the native code's numbers.
 FORMATS = (torch.float16, torch.bfloat16, torch.float32)
 #: Entries that a thread has at least.
-GRAIN = 1 << 15
+GRAIN = 1 << 12
 
 
 def detached(tensors: Sequence[Tensor]) -> list[Tensor]:
-    return [tensor.detach() for tensor in tensors]
+    return [without_grad(tensor) for tensor in tensors]
+
+
+def without_grad(tensor: Tensor) -> Tensor:
+    return tensor.detach() if tensor.requires_grad else tensor
 
 
 def check_number(

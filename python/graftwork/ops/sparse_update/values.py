@@ -63,7 +63,9 @@ def gather_values(support: Support, tensors: Sequence[Tensor], out: Tensor | Non
     """
     support.check_tensors("gather_values", "tensors", tensors, FORMATS)
     out = _output("gather_values", support, out, tensors[0].dtype)
-    _native.invoke("gather_values", _arena.detached(tensors), support.indices, support.offsets, out.detach())
+    _native.invoke(
+        "gather_values", _arena.detached(tensors), support.indices, support.offsets, _arena.without_grad(out)
+    )
     return out
 
 
@@ -115,7 +117,7 @@ def gather_gradients(
             _arena.detached(grads),
             support.indices,
             support.offsets,
-            out.detach(),
+            _arena.without_grad(out),
             float(scale),
         ),
     )
@@ -158,7 +160,7 @@ def write_values_(
     support.check_entries("write_values_", "base", base, weights[0].dtype)
     support.check_entries("write_values_", "values", values, torch.float32)
     _arena.check_number("write_values_", "scale", scale)
-    arrays = support.indices, support.offsets, base.detach(), values.detach()
+    arrays = support.indices, support.offsets, _arena.without_grad(base), _arena.without_grad(values)
     _native.invoke("write_values", _arena.detached(weights), *arrays, float(scale))
 
 
@@ -189,7 +191,11 @@ def restore_values_(support: Support, weights: Sequence[Tensor], saved: Tensor) 
     support.check_tensors("restore_values_", "weights", weights, FORMATS)
     support.check_entries("restore_values_", "saved", saved, weights[0].dtype)
     _native.invoke(
-        "restore_values", _arena.detached(weights), support.indices, support.offsets, saved.detach()
+        "restore_values",
+        _arena.detached(weights),
+        support.indices,
+        support.offsets,
+        _arena.without_grad(saved),
     )
 
 
@@ -266,7 +272,7 @@ def _side(
     if array is None:
         raise ValueError(f"swap_values_: {name} is missing; it goes with its support")
     support.check_entries("swap_values_", name, array, dtype)
-    return support.indices, support.offsets, array.detach()
+    return support.indices, support.offsets, _arena.without_grad(array)
 
 
 def _output(operation: str, support: Support, out: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from itertools import compress
+from operator import not_
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from graftwork.delta.pipeline import Scratch, copy_bytes, default_threads, for_each, in_batches
@@ -147,9 +149,9 @@ class Transaction:
         self._checker = LeafChecker(source, payload, "target")
         self._places = places
         changing = [place for place in places if place.writes and place.leaf.changes]
-        direct = [place for place in changing if self._direct_view(place) is not None]
-        self._direct = len(direct)
-        self._changing = direct + [place for place in changing if self._direct_view(place) is None]
+        where = [self._direct_view(place) is not None for place in changing]
+        self._direct = sum(where)
+        self._changing = [*compress(changing, where), *compress(changing, map(not_, where))]
         self._changed = bytearray(len(changing))
         self._payload = payload
         self._threads = threads
