@@ -45,7 +45,7 @@ NOTES = [
     "values: the same without writing weights; `gather + fused AdamW` steps a tensor of the values alone, `eager` is "
     "the chain of torch operations that an optimizer written in Python runs",
     "topk: exact, indices sorted; np.partition gives the threshold alone",
-    "a call on few entries is repeated; `us` is the time of one call at the most threads",
+    "short calls are repeated, as steps of a training are; `us` is the time of one call at the most threads",
 ]
 
 Run = Callable[[], object]
@@ -86,7 +86,7 @@ class _Entries:
     world: World
     contest: Contest
 
-    def add(self, operation: str, name: str, case: str, run: Run, *, moved: int = 0, calls: int = 1) -> None:
+    def add(self, operation: str, name: str, case: str, run: Run, *, moved: int = 0, calls: int = 4) -> None:
         """Time ``run`` at every thread count; ``calls`` of them in a row count as one sample."""
         row = Row(operation, name, "float32", (self.world.numel,), case, bytes=moved * calls)
         row.facts["calls"] = calls
@@ -172,7 +172,7 @@ def _steps(world: World, options: Options) -> None:
     with world.contest(options, budget=8.0) as entered:
         moved = _step_bytes(entries, DENSITY, writes=True)
         entered.add("step", "graftwork", case, run, moved=moved)
-        entered.add("step", "mask + AdamW", case, partial(masked, usual))
+        entered.add("step", "mask + AdamW", case, partial(masked, usual), calls=1)
         entered.add("step", "mask + fused AdamW", case, partial(masked, fused))
 
 
@@ -243,8 +243,8 @@ def _selection(world: World, options: Options) -> None:
         entered.add(
             "topk", "graftwork", case, lambda: topk_absdiff([world.weights], [world.base], k), moved=moved
         )
-        entered.add("topk", "torch.topk", case, topk)
-        entered.add("topk", "np.partition", case, partition)
+        entered.add("topk", "torch.topk", case, topk, calls=1)
+        entered.add("topk", "np.partition", case, partition, calls=1)
 
 
 def _merge(world: World, options: Options) -> None:
@@ -278,7 +278,7 @@ def _scattered(world: World, options: Options, entries: int) -> None:
     share, wide = line_share(entries / world.numel), support.indices.long()
     saved, found, values = (torch.zeros(entries) for _ in range(3))
     gather_values(support, [world.base], out=saved)
-    calls = max(1, min(200, 2_000_000 // entries))
+    calls = max(4, min(200, 2_000_000 // entries))
     case = f"{entries} entries"
     other_wide, other_found = other.indices.long(), torch.zeros(entries)
     sums = torch.zeros(entries)
