@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from graftwork.adapt import SparseAdamW, SparseDelta, SparseSGD, SparseSM3
-from graftwork.adapt.sparse_optimizer import SparseOptimizer
+from graftwork.adapt.optimizers.sparse_optimizer import SparseOptimizer
 
 MAKERS: dict[str, Callable[..., SparseOptimizer]] = {
     "adamw": lambda params, indices: SparseAdamW(params, indices, lr=0.1, weight_decay=0.1, l1=0.01),

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from graftwork.adapt import SparseDelta, TunedTensor, delta_file
-from graftwork.adapt.delta_file import load_delta
+from graftwork.adapt import SparseDelta, TunedTensor
+from graftwork.adapt.deltas import delta_file
+from graftwork.adapt.deltas.delta_file import load_delta
 from graftwork.checkpoint.files import Step, observe
 from graftwork.delta.container import MANIFEST
 from graftwork.delta.memory import MemoryFile

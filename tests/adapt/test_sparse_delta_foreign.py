@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graftwork.adapt import SparseDelta
-from graftwork.adapt.composable_sft import to_row_major
+from graftwork.adapt.deltas.composable_sft import to_row_major
 from graftwork.errors import BaseMismatch, CheckpointError
 from tests.adapt.deltas import bits
 

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from graftwork.adapt import DeltaSet, SparseDelta, compose, weight_group
+from graftwork.adapt import DeltaSet, SparseDelta, compose
+from graftwork.adapt.deltas import weight_group
 from graftwork.errors import BaseMismatch
 from tests.adapt.deltas import (
     SHAPES,

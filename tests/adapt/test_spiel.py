@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from graftwork.adapt import AccumulatedGradient, Fixed, MomentApproximation, SpIELFinetuner
-from graftwork.adapt.linear_targets import apportion
-from graftwork.adapt.rank_one import largest_products
+from graftwork.adapt.spiel.linear_targets import apportion
+from graftwork.adapt.spiel.rank_one import largest_products
 
 EAGER = AccumulatedGradient(period=4, window=2, rate=0.5)
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from graftwork.adapt import SparseDelta, TrainReport, apply_deltas, compose, train_sparse
-from graftwork.adapt.training_tasks import TASKS
+from graftwork.adapt.training.tasks import TASKS
 from graftwork.checkpoint import open_checkpoint
 from graftwork.errors import BaseMismatch
 from graftwork.recipe import SparseRecipe

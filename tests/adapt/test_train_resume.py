@@ -154,7 +154,7 @@ def test_a_new_head_begins_as_it_did(
     whole = train_sparse(recipe("classification", out=tmp_path / "whole"))
     with pytest.raises(KeyboardInterrupt):
         train_sparse(recipe("classification"), progress=interrupt_after(3))
-    monkeypatch.setattr("graftwork.adapt.training_model.derived_seed", lambda *_: 99)  # another head is made
+    monkeypatch.setattr("graftwork.adapt.training.model.derived_seed", lambda *_: 99)  # another head is made
     assert train_sparse(recipe("classification"), resume=True).out.read_bytes() == whole.out.read_bytes()
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from graftwork.adapt.training_data import Document, Order, divide, read_corpus
-from graftwork.adapt.training_model import load_tokenizer
-from graftwork.adapt.training_tasks import TASKS
+from graftwork.adapt.training.data import Document, Order, divide, read_corpus
+from graftwork.adapt.training.model import load_tokenizer
+from graftwork.adapt.training.tasks import TASKS
 from graftwork.errors import DataError
 from tests.generators.transformers_models import (
     sentences,

@@ -115,7 +115,7 @@ def test_ctrl_c_saves_the_state_and_resume_goes_on(
 ) -> None:
     code = """
 import os, signal, sys
-from graftwork.adapt import train
+from graftwork.adapt.training import train
 from graftwork.cli import main
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background inherits none
 update = train._Run._update

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from graftwork.adapt.apply import ApplyReport, apply_deltas
-from graftwork.adapt.composition import Overlap, TensorOverlap, compose
-from graftwork.adapt.delta_set import AppliedDelta, DeltaSet
-from graftwork.adapt.lottery import LotterySparseFinetuner
-from graftwork.adapt.optimizers import SparseAdamW, SparseSGD, SparseSM3
-from graftwork.adapt.phase import Phase
-from graftwork.adapt.policies import AccumulatedGradient, Fixed, MomentApproximation
+from graftwork.adapt.deltas.composition import Overlap, TensorOverlap, compose
+from graftwork.adapt.deltas.delta_set import AppliedDelta, DeltaSet
+from graftwork.adapt.deltas.sparse_delta import SparseDelta
+from graftwork.adapt.deltas.tuned_tensor import TunedTensor
+from graftwork.adapt.lottery.finetuner import LotterySparseFinetuner
+from graftwork.adapt.lottery.phase import Phase
+from graftwork.adapt.optimizers.rules import SparseAdamW, SparseSGD, SparseSM3
 from graftwork.adapt.roles import Roles, assign_roles, untie_output_embedding_
-from graftwork.adapt.sparse_delta import SparseDelta
-from graftwork.adapt.spiel import SpIELFinetuner
-from graftwork.adapt.train import Evaluation, PhaseReport, TrainReport, train_sparse
-from graftwork.adapt.tuned_tensor import TunedTensor
+from graftwork.adapt.spiel.finetuner import SpIELFinetuner
+from graftwork.adapt.spiel.policies import AccumulatedGradient, Fixed, MomentApproximation
+from graftwork.adapt.training.apply import ApplyReport, apply_deltas
+from graftwork.adapt.training.train import Evaluation, PhaseReport, TrainReport, train_sparse
 
 __all__ = [
     "AccumulatedGradient",

@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from graftwork.adapt.arena import WEIGHT_DTYPES
+from graftwork.adapt.optimizers.arena import WEIGHT_DTYPES
 from graftwork.ops._native import memory_range
 
 #: Parameters by name: shell patterns (``*``, ``?``, ``[ab]``), or a function of name and parameter.

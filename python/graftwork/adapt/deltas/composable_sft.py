@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from graftwork.adapt.arrangement import no_support
-from graftwork.adapt.sparse_delta import SparseDelta
-from graftwork.adapt.tuned_tensor import TunedTensor
+from graftwork.adapt.deltas.arrangement import no_support
+from graftwork.adapt.deltas.sparse_delta import SparseDelta
+from graftwork.adapt.deltas.tuned_tensor import TunedTensor
 from graftwork.errors import CheckpointError
 from graftwork.ops.sparse_update import Support
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from graftwork.adapt.arrangement import arranged, with_index_dtype
-from graftwork.adapt.sparse_delta import SparseDelta
-from graftwork.adapt.tuned_tensor import TunedTensor
+from graftwork.adapt.deltas.arrangement import arranged, with_index_dtype
+from graftwork.adapt.deltas.sparse_delta import SparseDelta
+from graftwork.adapt.deltas.tuned_tensor import TunedTensor
 from graftwork.errors import BaseMismatch, DeltaError
 from graftwork.ops.sparse_update import Support, compare_deltas, merge_deltas
 

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from graftwork.adapt.arrangement import index_dtype, no_support
-from graftwork.adapt.sparse_delta import SparseDelta
-from graftwork.adapt.tuned_tensor import DTYPES, TunedTensor
+from graftwork.adapt.deltas.arrangement import index_dtype, no_support
+from graftwork.adapt.deltas.sparse_delta import SparseDelta
+from graftwork.adapt.deltas.tuned_tensor import DTYPES, TunedTensor
 from graftwork.checkpoint.digest import leaf_digest, tree_digest
 from graftwork.checkpoint.dtypes import code_of, tensor_bits, torch_dtype, torch_form
 from graftwork.checkpoint.files import AtomicFile

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graftwork.adapt.sparse_delta import SparseDelta
-from graftwork.adapt.targets import check_digest, check_dtypes, match_tensors
+from graftwork.adapt.deltas.sparse_delta import SparseDelta
+from graftwork.adapt.deltas.targets import check_digest, check_dtypes, match_tensors
 from graftwork.checkpoint import Checkpoint, TensorInfo, open_checkpoint
 from graftwork.checkpoint.digest import LEAF_BYTES, bytes_digest
 from graftwork.checkpoint.dtypes import code_of, torch_dtype

@@ -10,11 +10,11 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from graftwork.adapt.arrangement import index_dtype, no_support
-from graftwork.adapt.pairs import Patterns, pairs_of, tunable
-from graftwork.adapt.sparse_delta import SparseDelta
-from graftwork.adapt.targets import match_tensors
-from graftwork.adapt.tuned_tensor import TunedTensor
+from graftwork.adapt.deltas.arrangement import index_dtype, no_support
+from graftwork.adapt.deltas.pairs import Patterns, pairs_of, tunable
+from graftwork.adapt.deltas.sparse_delta import SparseDelta
+from graftwork.adapt.deltas.targets import match_tensors
+from graftwork.adapt.deltas.tuned_tensor import TunedTensor
 from graftwork.checkpoint.dtypes import torch_dtype
 from graftwork.delta.pipeline import default_threads
 from graftwork.delta.source import describe

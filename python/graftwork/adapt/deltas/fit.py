@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from graftwork.adapt.sparse_delta import SparseDelta
-from graftwork.adapt.targets import Target, match_full, match_tensors
+from graftwork.adapt.deltas.sparse_delta import SparseDelta
+from graftwork.adapt.deltas.targets import Target, match_full, match_tensors
 from graftwork.delta.tensor_memory import find_overlap
 from graftwork.delta.weights import state_weights
 from graftwork.errors import CheckpointError

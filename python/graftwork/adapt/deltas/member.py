@@ -10,9 +10,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from graftwork.adapt.fit import Place
-from graftwork.adapt.sparse_delta import SparseDelta
-from graftwork.adapt.weight_group import Part, WeightGroup
+from graftwork.adapt.deltas.fit import Place
+from graftwork.adapt.deltas.sparse_delta import SparseDelta
+from graftwork.adapt.deltas.weight_group import Part, WeightGroup
 
 
 @dataclass(eq=False)

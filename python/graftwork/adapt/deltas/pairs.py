@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from graftwork.adapt.tuned_tensor import DTYPES
+from graftwork.adapt.deltas.tuned_tensor import DTYPES
 from graftwork.delta.weights import Weights
 from graftwork.errors import DeltaError
 

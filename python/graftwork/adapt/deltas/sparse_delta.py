@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from graftwork.adapt.arrangement import arranged, index_dtype, with_index_dtype
-from graftwork.adapt.tuned_tensor import TunedTensor, check_finite, check_names, check_tensors
+from graftwork.adapt.deltas.arrangement import arranged, index_dtype, with_index_dtype
+from graftwork.adapt.deltas.tuned_tensor import TunedTensor, check_finite, check_names, check_tensors
 from graftwork.checkpoint import Checkpoint
 from graftwork.delta.weights import Stateful
 from graftwork.errors import DeltaError
@@ -24,8 +24,8 @@ from graftwork.ops.sparse_update import Support
 if TYPE_CHECKING:
     from torch import nn
 
-    from graftwork.adapt.composition import Overlap
-    from graftwork.adapt.delta_set import AppliedDelta
+    from graftwork.adapt.deltas.composition import Overlap
+    from graftwork.adapt.deltas.delta_set import AppliedDelta
 
 
 class SparseDelta:
@@ -106,7 +106,7 @@ class SparseDelta:
         ``base``, the weights that the values are to be added to, gives shapes, dtypes and digests, which ``threads``
         threads take. Errors are those of `Support`, and `BaseMismatch` for a tensor that the base lacks.
         """
-        from graftwork.adapt.extract import from_changes
+        from graftwork.adapt.deltas.extract import from_changes
 
         return from_changes(changes, base, threads=threads)
 
@@ -162,7 +162,7 @@ class SparseDelta:
         Selection is that of LT-SFT (Ansell et al., ACL 2022, section 3.1). Differs from the authors' code: exactly k
         where magnitudes are equal, and weights that did not change are never kept.
         """
-        from graftwork.adapt.extract import Selection, from_models
+        from graftwork.adapt.deltas.extract import Selection, from_models
 
         selection = Selection.of(k, density, eps)
         return from_models(
@@ -179,7 +179,7 @@ class SparseDelta:
         pickle; torch's restricted unpickler reads it and makes nothing but tensors and numbers. ``trust=True`` says that
         you want that: `CheckpointError` otherwise, or if the file is not such a delta.
         """
-        from graftwork.adapt.composable_sft import read_composable_sft
+        from graftwork.adapt.deltas.composable_sft import read_composable_sft
 
         found = read_composable_sft(folder, trust=trust)
         return found if base is None else found.for_base(base)
@@ -249,7 +249,7 @@ class SparseDelta:
         CheckpointError, ValueError
             A tensor cannot be written to, or shares part of its memory; the delta is on the model already.
         """
-        from graftwork.adapt.delta_set import apply_delta
+        from graftwork.adapt.deltas.delta_set import apply_delta
 
         return apply_delta(self, model, scale, with_full=with_full, check_base=check_base)
 
@@ -272,7 +272,7 @@ class SparseDelta:
         LT-SFT does that: a task's delta is trained on top of a language's, and added to the base itself. `BaseMismatch`
         if the base lacks a tensor in which something changes, or has it in another shape.
         """
-        from graftwork.adapt.extract import for_base
+        from graftwork.adapt.deltas.extract import for_base
 
         return for_base(self, base, threads=threads)
 
@@ -295,7 +295,7 @@ class SparseDelta:
 
     def overlap(self, other: SparseDelta) -> Overlap:
         """How much this delta and another one, of tensors of the same names and shapes, have in common."""
-        from graftwork.adapt.composition import overlap
+        from graftwork.adapt.deltas.composition import overlap
 
         return overlap(self, other)
 
@@ -316,7 +316,7 @@ class SparseDelta:
         return self * -1.0
 
     def _sum(self, deltas: list[SparseDelta], weights: list[float]) -> SparseDelta:
-        from graftwork.adapt.composition import compose
+        from graftwork.adapt.deltas.composition import compose
 
         return compose(deltas, weights)
 
@@ -344,7 +344,7 @@ class SparseDelta:
         TargetExists, DeltaError
             Something stands at ``path``; a value is too large for ``values_dtype``.
         """
-        from graftwork.adapt.delta_file import save_delta
+        from graftwork.adapt.deltas.delta_file import save_delta
 
         save_delta(self, path, values_dtype=values_dtype, overwrite=overwrite, threads=threads)
 
@@ -354,7 +354,7 @@ class SparseDelta:
 
         Memory is taken for what the file holds, not for what it says: at most 64 times its size.
         """
-        from graftwork.adapt.delta_file import load_delta
+        from graftwork.adapt.deltas.delta_file import load_delta
 
         return load_delta(path, threads=threads)
 
@@ -385,7 +385,7 @@ class SparseDelta:
         TargetExists, BaseMismatch, CheckpointError
             Something stands at ``out``; as for `apply_`; the base cannot be read.
         """
-        from graftwork.adapt.export import export_checkpoint
+        from graftwork.adapt.deltas.export import export_checkpoint
 
         export_checkpoint(self, base, out, scale=scale, with_full=with_full, check_base=check_base)
 

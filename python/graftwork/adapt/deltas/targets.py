@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from graftwork.adapt.tuned_tensor import DTYPES, TunedTensor
+from graftwork.adapt.deltas.tuned_tensor import DTYPES, TunedTensor
 from graftwork.checkpoint.dtypes import code_of, torch_dtype
 from graftwork.delta.source import TensorMeta
 from graftwork.delta.weights import Weights
 from graftwork.errors import BaseMismatch
 
 if TYPE_CHECKING:
-    from graftwork.adapt.sparse_delta import SparseDelta
+    from graftwork.adapt.deltas.sparse_delta import SparseDelta
 
 ANOTHER_BASE = (
     "apply the delta to the base that it was made against; for_base() makes it another base's, "

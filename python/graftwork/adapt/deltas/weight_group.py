@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from graftwork.adapt.arrangement import extended, with_index_dtype
+from graftwork.adapt.deltas.arrangement import extended, with_index_dtype
 from graftwork.errors import BaseMismatch
 from graftwork.ops import _native
 from graftwork.ops.sparse_update import Support, merge_deltas, restore_values_, swap_values_

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graftwork.adapt.delta_set import DeltaSet
-from graftwork.adapt.phase import Phase
+from graftwork.adapt.deltas.delta_set import DeltaSet
+from graftwork.adapt.deltas.sparse_delta import SparseDelta
+from graftwork.adapt.lottery.phase import Phase
 from graftwork.adapt.roles import Choice, assign_roles, entries_of, random_indices
-from graftwork.adapt.sparse_delta import SparseDelta
 from graftwork.checkpoint.digest import bytes_digest
 from graftwork.ops.sparse_update import Support, gather_values, restore_values_, topk_absdiff, write_values_
 

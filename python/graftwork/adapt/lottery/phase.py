@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from graftwork.adapt.optimizers import SparseAdamW, SparseSGD, SparseSM3
-from graftwork.adapt.sparse_optimizer import SparseOptimizer
+from graftwork.adapt.optimizers.rules import SparseAdamW, SparseSGD, SparseSM3
+from graftwork.adapt.optimizers.sparse_optimizer import SparseOptimizer
 
 if TYPE_CHECKING:
-    from graftwork.adapt.lottery import LotterySparseFinetuner
+    from graftwork.adapt.lottery.finetuner import LotterySparseFinetuner
 
 OPTIMIZERS: dict[str, type[SparseAdamW] | type[SparseSGD] | type[SparseSM3]] = {
     "adamw": SparseAdamW,

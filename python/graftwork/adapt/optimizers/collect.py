@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from graftwork.adapt.sparse_delta import SparseDelta
-from graftwork.adapt.sparse_optimizer import SparseOptimizer
+from graftwork.adapt.deltas.sparse_delta import SparseDelta
+from graftwork.adapt.optimizers.sparse_optimizer import SparseOptimizer
 from graftwork.ops.sparse_update import gather_values, restore_values_
 
 

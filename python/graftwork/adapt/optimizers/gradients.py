@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from graftwork.adapt.arena import KEPT, NOT_HELD, SNAPSHOT, Arena
+from graftwork.adapt.optimizers.arena import KEPT, NOT_HELD, SNAPSHOT, Arena
 from graftwork.ops.sparse_update import gather_gradients
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from graftwork.adapt.arena import Arena
-from graftwork.adapt.full_step import step_adamw, step_sgd, step_sm3
-from graftwork.adapt.sparse_optimizer import Parameters, SparseOptimizer
+from graftwork.adapt.optimizers.arena import Arena
+from graftwork.adapt.optimizers.full_step import step_adamw, step_sgd, step_sm3
+from graftwork.adapt.optimizers.sparse_optimizer import Parameters, SparseOptimizer
 from graftwork.ops.sparse_update import sparse_adamw_, sparse_sgd_, sparse_sm3_
 
 DECAY_MODES = ("weight", "delta", "none")

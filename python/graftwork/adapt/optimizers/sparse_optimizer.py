@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from graftwork.adapt import optimizer_state
-from graftwork.adapt.arena import SNAPSHOT, Arena, pack
-from graftwork.adapt.gradients import (
+from graftwork.adapt.optimizers import state as optimizer_state
+from graftwork.adapt.optimizers.arena import SNAPSHOT, Arena, pack
+from graftwork.adapt.optimizers.gradients import (
     Tally,
     dense_gradients,
     gather_dense,
@@ -23,7 +23,7 @@ from graftwork.adapt.gradients import (
 from graftwork.ops.sparse_update import write_values_
 
 if TYPE_CHECKING:
-    from graftwork.adapt.sparse_delta import SparseDelta
+    from graftwork.adapt.deltas.sparse_delta import SparseDelta
 
 #: How parameters, or groups of them, are given: as torch.optim.Optimizer takes them.
 Parameters = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
@@ -348,7 +348,7 @@ class SparseOptimizer(torch.optim.Optimizer):
         ValueError
             Parameters were given without names, or none is tuned in part.
         """
-        from graftwork.adapt.collect import collect_delta
+        from graftwork.adapt.optimizers.collect import collect_delta
 
         return collect_delta(self)
 

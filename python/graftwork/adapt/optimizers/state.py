@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from graftwork.adapt.arena import WEIGHT_DTYPES, differing, index_dtype, written
+from graftwork.adapt.optimizers.arena import WEIGHT_DTYPES, differing, index_dtype, written
 from graftwork.ops.sparse_update import Support, gather_values
 
 if TYPE_CHECKING:
-    from graftwork.adapt.sparse_optimizer import SparseOptimizer
+    from graftwork.adapt.optimizers.sparse_optimizer import SparseOptimizer
 
 _ENTRY_DTYPES = {"age": torch.int32}  # of arrays that are not float32
 

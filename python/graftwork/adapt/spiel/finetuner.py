@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graftwork.adapt.arena import Arena, differing, written
-from graftwork.adapt.collect import collect_delta
-from graftwork.adapt.linear_targets import Targets, apportion, target_roles, target_weights
-from graftwork.adapt.optimizer_state import Handles, label
-from graftwork.adapt.phase import OPTIMIZERS
-from graftwork.adapt.policies import AccumulatedGradient, Fixed, MomentApproximation, Policy
-from graftwork.adapt.rank_one import largest_products
+from graftwork.adapt.deltas.sparse_delta import SparseDelta
+from graftwork.adapt.lottery.phase import OPTIMIZERS
+from graftwork.adapt.optimizers.arena import Arena, differing, written
+from graftwork.adapt.optimizers.collect import collect_delta
+from graftwork.adapt.optimizers.sparse_optimizer import SparseOptimizer
+from graftwork.adapt.optimizers.state import Handles, label
 from graftwork.adapt.roles import Choice, entries_of
-from graftwork.adapt.sparse_delta import SparseDelta
-from graftwork.adapt.sparse_optimizer import SparseOptimizer
-from graftwork.adapt.window import GradientWindow
+from graftwork.adapt.spiel.linear_targets import Targets, apportion, target_roles, target_weights
+from graftwork.adapt.spiel.policies import AccumulatedGradient, Fixed, MomentApproximation, Policy
+from graftwork.adapt.spiel.rank_one import largest_products
+from graftwork.adapt.spiel.window import GradientWindow
 from graftwork.ops.sparse_update import (
     Support,
     gather_values,

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from graftwork.adapt.composition import compose
-from graftwork.adapt.sparse_delta import SparseDelta
+from graftwork.adapt.deltas.composition import compose
+from graftwork.adapt.deltas.sparse_delta import SparseDelta
 
 __all__ = ["ApplyReport", "apply_deltas"]
 

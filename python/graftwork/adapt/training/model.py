@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from graftwork.adapt.composition import compose
+from graftwork.adapt.deltas.composition import compose
+from graftwork.adapt.deltas.sparse_delta import SparseDelta
 from graftwork.adapt.roles import Roles, assign_roles, untie_output_embedding_
-from graftwork.adapt.sparse_delta import SparseDelta
-from graftwork.adapt.training_data import Label, derived_seed
-from graftwork.adapt.training_tasks import TASKS, Task
+from graftwork.adapt.training.data import Label, derived_seed
+from graftwork.adapt.training.tasks import TASKS, Task
 from graftwork.checkpoint import Checkpoint, open_checkpoint
 from graftwork.errors import BaseMismatch, CheckpointError, MissingExtra, RecipeError
 from graftwork.recipe import SparseRecipe

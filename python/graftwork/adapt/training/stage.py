@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from graftwork.adapt.phase import Phase
-from graftwork.adapt.policies import AccumulatedGradient, Fixed, MomentApproximation, Policy
-from graftwork.adapt.sparse_delta import SparseDelta
-from graftwork.adapt.sparse_optimizer import SparseOptimizer
-from graftwork.adapt.spiel import SpIELFinetuner
-from graftwork.adapt.training_model import LoadedModel
+from graftwork.adapt.deltas.sparse_delta import SparseDelta
+from graftwork.adapt.lottery.phase import Phase
+from graftwork.adapt.optimizers.sparse_optimizer import SparseOptimizer
+from graftwork.adapt.spiel.finetuner import SpIELFinetuner
+from graftwork.adapt.spiel.policies import AccumulatedGradient, Fixed, MomentApproximation, Policy
+from graftwork.adapt.training.model import LoadedModel
 from graftwork.recipe import ExchangePolicy, SparseRecipe
 
 

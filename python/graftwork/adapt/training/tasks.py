@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from graftwork.adapt.training_data import Document, Label
+from graftwork.adapt.training.data import Document, Label
 from graftwork.errors import DataError, RecipeError
 
 IGNORED = -100

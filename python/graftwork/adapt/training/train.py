@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graftwork.adapt.lottery import LotterySparseFinetuner
-from graftwork.adapt.phase import Phase
-from graftwork.adapt.sparse_delta import SparseDelta
-from graftwork.adapt.training_data import Label, Order, derived_seed, divide, read_corpus
-from graftwork.adapt.training_model import LoadedModel, load_model, load_tokenizer, ordered_labels
-from graftwork.adapt.training_report import Evaluation, PhaseReport, TrainReport
-from graftwork.adapt.training_stage import LotteryStage, SpielStage, Stage, exchange_policy
-from graftwork.adapt.training_state import StateFile, StopRequest, check_places, report_path
-from graftwork.adapt.training_tasks import TASKS, Piece, Task
+from graftwork.adapt.deltas.sparse_delta import SparseDelta
+from graftwork.adapt.lottery.finetuner import LotterySparseFinetuner
+from graftwork.adapt.lottery.phase import Phase
+from graftwork.adapt.training.data import Label, Order, derived_seed, divide, read_corpus
+from graftwork.adapt.training.model import LoadedModel, load_model, load_tokenizer, ordered_labels
+from graftwork.adapt.training.report import Evaluation, PhaseReport, TrainReport
+from graftwork.adapt.training.stage import LotteryStage, SpielStage, Stage, exchange_policy
+from graftwork.adapt.training.state import StateFile, StopRequest, check_places, report_path
+from graftwork.adapt.training.tasks import TASKS, Piece, Task
 from graftwork.checkpoint.files import make_folder, write_file
 from graftwork.errors import CheckpointError, GraftworkError, RecipeError
 from graftwork.recipe import SparseRecipe, load_recipe

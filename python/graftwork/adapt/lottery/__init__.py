@@ -1,0 +1,1 @@
+"""LT-SFT: lottery-ticket sparse fine-tuning."""

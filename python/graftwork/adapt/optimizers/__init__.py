@@ -1,0 +1,1 @@
+"""Optimizers that train chosen weights of a model."""

@@ -1,0 +1,1 @@
+"""SpIEL: sparse fine-tuning whose weights change places."""

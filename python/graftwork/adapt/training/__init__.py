@@ -1,0 +1,1 @@
+"""Sparse fine-tuning from a recipe, and deltas onto checkpoints: what the command line runs."""
