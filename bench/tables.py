@@ -325,7 +325,8 @@ def _milliseconds(row: Document, label: str) -> str:
 
 
 def _times_ours(row: Document, ours: Document, label: str) -> float:
-    return row["runs"][_best(row)]["seconds"]["median"] / ours["runs"][label]["seconds"]["median"]
+    seconds = row["runs"][_best(row)]["seconds"]["median"] / row["facts"]["calls"]
+    return seconds / (ours["runs"][label]["seconds"]["median"] / ours["facts"]["calls"])
 
 
 def _methods(document: Document) -> str:
