@@ -44,7 +44,7 @@ def apply_(
     First everything is checked and nothing is touched: the payload, the names, dtypes and shapes of the target,
     and the SHA-256 of every chunk that the payload makes of the target's words. Then the words are changed. If
     that fails or is interrupted, what was changed is changed back, exactly: the target is what it was. Extra
-    memory is a few chunks of 1 MiB a thread.
+    memory is a few MiB a thread.
 
     Parameters
     ----------
