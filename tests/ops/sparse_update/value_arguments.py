@@ -41,7 +41,7 @@ def value_arguments(name: str, dtype: torch.dtype, device: str) -> tuple[Any, ..
         ),
         "sparse_sgd": (values, buffer, *step, 0.1, 0.9, 0.0, True, False, *decay, 0.1, 0.1, 0.5),
         "sparse_sm3": (
-            *(values, rows, columns, None, weights, base, *at, shapes, grads, False),
+            *(values, rows, columns, None, shapes, weights, base, *at, grads, False),
             *(0.1, 0.0, 1e-8, *decay, 0.5),
         ),
     }[name]

@@ -22,11 +22,11 @@ from graftwork.ops.sparse_update.step import sparse_adamw_ as sparse_adamw_
 from graftwork.ops.sparse_update.step import sparse_sgd_ as sparse_sgd_
 from graftwork.ops.sparse_update.step import sparse_sm3_ as sparse_sm3_
 from graftwork.ops.sparse_update.support import Support as Support
+from graftwork.ops.sparse_update.swap import swap_values_ as swap_values_
 from graftwork.ops.sparse_update.values import Gathered as Gathered
 from graftwork.ops.sparse_update.values import gather_gradients as gather_gradients
 from graftwork.ops.sparse_update.values import gather_values as gather_values
 from graftwork.ops.sparse_update.values import restore_values_ as restore_values_
-from graftwork.ops.sparse_update.values import swap_values_ as swap_values_
 from graftwork.ops.sparse_update.values import write_values_ as write_values_
 
 __all__ = [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,22 +12,16 @@ from graftwork.ops import _native
 from graftwork.ops.sparse_update import _arena
 from graftwork.ops.sparse_update._arena import FORMATS
 from graftwork.reference.sparse_update import step as reference
+from graftwork.reference.sparse_update.step import AdamWOptions, SGDOptions, SM3Options, StepInputs
 
 _VALUES = (torch.float32,)
 _DECAY = ("none", "delta", "weight")
 _NULL = torch.tensor([])
 
 
-def _tensors(
-    values: Tensor,
-    weights: Sequence[Tensor],
-    base: Tensor | None,
-    indices: Tensor,
-    offsets: Tensor,
-    grads: Sequence[Tensor],
-    compact: bool,
-) -> tuple[Tensor, list[Tensor]]:
+def _tensors(values: Tensor, inputs: StepInputs) -> tuple[Tensor, list[Tensor]]:
     """StepTensors of step.h, and the tables that it points to: they must live as long."""
+    weights, base, indices, offsets, grads, compact = inputs
     pointers = _native.pointers([] if compact else grads), _native.pointers(weights)
     tables = _native.where_read(values, *pointers, offsets)
     compact_grads = grads[0] if compact else _NULL
@@ -51,75 +45,49 @@ def _adamw(
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
     ages: Tensor | None,
-    weights: Sequence[Tensor],
-    base: Tensor | None,
-    indices: Tensor,
-    offsets: Tensor,
-    grads: Sequence[Tensor],
-    compact: bool,
-    step: int,
-    lr: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    eps_mode: str,
-    decay_mode: str,
-    decay_first: bool,
-    l1: float,
-    soft_threshold: float,
-    grad_scale: float,
+    *rest: Any,
 ) -> None:
+    inputs, given = StepInputs(*rest[:6]), AdamWOptions(*rest[6:])
+    beta1, beta2 = given.beta1, given.beta2
     written = {"values": values, "exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "step": ages}
-    _arena.check_apart("sparse_adamw_", **written, weights=weights, base=base)
-    tensors, _tables = _tensors(values, weights, base, indices, offsets, grads, compact)
+    _arena.check_apart("sparse_adamw_", **written, weights=inputs.weights, base=inputs.base)
+    tensors, _tables = _tensors(values, inputs)
     table, first, second = _NULL, 0.0, 0.0
     if ages is None:
-        first, second = reference.corrections(beta1, beta2, step)
+        first, second = reference.corrections(beta1, beta2, given.step)
     else:
         table = reference.correction_table(beta1, beta2, ages)
-    factor = lr * weight_decay
+    factor = given.lr * given.weight_decay
     settings = _settings(
-        *(grad_scale, l1, soft_threshold, factor),
-        *(lr, beta1, 1 - beta1, beta2, 1 - beta2, eps, first, second),
+        *(given.grad_scale, given.l1, given.soft_threshold, factor),
+        *(given.lr, beta1, 1 - beta1, beta2, 1 - beta2, given.eps, first, second),
     )
-    modes = _decay(decay_mode, factor), decay_first, eps_mode == "corrected"
+    modes = _decay(given.decay_mode, factor), given.decay_first, given.eps_mode == "corrected"
     state = exp_avg, exp_avg_sq, 0 if ages is None else ages, table, table.shape[-1], *_arena.size_of(values)
     threads = _arena.threads_for(values)
     _native.call("sparse_adamw", tensors, settings, *modes, *state, like=values, threads=threads)
-    _arena.mark_written(*written.values(), weights)
+    _arena.mark_written(*written.values(), inputs.weights)
 
 
 def _sgd(
     values: Tensor,
     momentum_buffer: Tensor | None,
-    weights: Sequence[Tensor],
-    base: Tensor | None,
-    indices: Tensor,
-    offsets: Tensor,
-    grads: Sequence[Tensor],
-    compact: bool,
-    lr: float,
-    momentum: float,
-    dampening: float,
-    nesterov: bool,
-    first: bool,
-    weight_decay: float,
-    decay_mode: str,
-    l1: float,
-    soft_threshold: float,
-    grad_scale: float,
+    *rest: Any,
 ) -> None:
+    inputs, given = StepInputs(*rest[:6]), SGDOptions(*rest[6:])
     written = {"values": values, "momentum_buffer": momentum_buffer}
-    _arena.check_apart("sparse_sgd_", **written, weights=weights, base=base)
-    tensors, _tables = _tensors(values, weights, base, indices, offsets, grads, compact)
-    settings = _settings(grad_scale, l1, soft_threshold, weight_decay, lr, momentum, 1 - dampening)
-    modes = _decay(decay_mode, weight_decay), nesterov, first
+    _arena.check_apart("sparse_sgd_", **written, weights=inputs.weights, base=inputs.base)
+    tensors, _tables = _tensors(values, inputs)
+    settings = _settings(
+        *(given.grad_scale, given.l1, given.soft_threshold, given.weight_decay),
+        *(given.lr, given.momentum, 1 - given.dampening),
+    )
+    modes = _decay(given.decay_mode, given.weight_decay), given.nesterov, given.first
     buffer = 0 if momentum_buffer is None else momentum_buffer
     threads = _arena.threads_for(values)
     state = buffer, *_arena.size_of(values)
     _native.call("sparse_sgd", tensors, settings, *modes, *state, like=values, threads=threads)
-    _arena.mark_written(*written.values(), weights)
+    _arena.mark_written(*written.values(), inputs.weights)
 
 
 def _sm3(
@@ -127,41 +95,31 @@ def _sm3(
     row_max: Tensor,
     column_max: Tensor,
     momentum_buffer: Tensor | None,
-    weights: Sequence[Tensor],
-    base: Tensor | None,
-    indices: Tensor,
-    offsets: Tensor,
     shapes: Tensor,
-    grads: Sequence[Tensor],
-    compact: bool,
-    lr: float,
-    momentum: float,
-    eps: float,
-    weight_decay: float,
-    decay_mode: str,
-    grad_scale: float,
+    *rest: Any,
 ) -> None:
+    inputs, given = StepInputs(*rest[:6]), SM3Options(*rest[6:])
     written = {
         "values": values,
         "row_max": row_max,
         "column_max": column_max,
         "momentum_buffer": momentum_buffer,
     }
-    _arena.check_apart("sparse_sm3_", **written, weights=weights, base=base)
-    tensors, _tables = _tensors(values, weights, base, indices, offsets, grads, compact)
-    factor = lr * weight_decay
-    settings = _settings(grad_scale, 0.0, 0.0, factor, lr, momentum, 1 - momentum, eps)
+    _arena.check_apart("sparse_sm3_", **written, weights=inputs.weights, base=inputs.base)
+    tensors, _tables = _tensors(values, inputs)
+    factor, momentum = given.lr * given.weight_decay, given.momentum
+    settings = _settings(given.grad_scale, 0.0, 0.0, factor, given.lr, momentum, 1 - momentum, given.eps)
     rows, columns = row_max.numel(), column_max.numel()
     state = row_max, column_max, rows, columns, 0 if momentum_buffer is None else momentum_buffer
     workspace, threads = (
         _native.buffer("workspace", 4 * (rows + columns)),
         _arena.threads_for(values),
     )
-    decay = _decay(decay_mode, factor)
+    decay = _decay(given.decay_mode, factor)
     _native.call(
         "sparse_sm3", tensors, settings, decay, shapes, *state, workspace, like=values, threads=threads
     )
-    _arena.mark_written(*written.values(), weights)
+    _arena.mark_written(*written.values(), inputs.weights)
 
 
 def _nothing(*arguments: object) -> None:
@@ -193,8 +151,8 @@ _native.register(
 )
 _native.register(
     "sparse_sm3",
-    f"(Tensor(a!) values, Tensor(b!) row_max, Tensor(c!) column_max, Tensor(d!)? momentum_buffer, {_STATE}, "
-    f"Tensor shapes, {_GRADIENTS}, float lr, float momentum, float eps, float weight_decay, str decay_mode, "
+    "(Tensor(a!) values, Tensor(b!) row_max, Tensor(c!) column_max, Tensor(d!)? momentum_buffer, Tensor shapes, "
+    f"{_STATE}, {_GRADIENTS}, float lr, float momentum, float eps, float weight_decay, str decay_mode, "
     "float grad_scale) -> ()",
     reference=reference.sparse_sm3,
     fake=_nothing,

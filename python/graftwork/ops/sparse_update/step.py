@@ -272,8 +272,8 @@ def sparse_sm3_(
     buffer = _check_momentum(name, support, momentum_buffer, momentum)
     written = _check_written(name, support, weights, base, decay_mode, weight_decay)
     torch.ops.graftwork.sparse_sm3(
-        *(values.detach(), row_max.detach(), column_max.detach(), buffer, *written),
-        *(support.indices, support.offsets, shapes, gradients, compact),
+        *(values.detach(), row_max.detach(), column_max.detach(), buffer, shapes),
+        *(*written, support.indices, support.offsets, gradients, compact),
         *(lr, momentum, eps, weight_decay, decay_mode, grad_scale),
     )
 
