@@ -275,8 +275,10 @@ def test_bad_arguments() -> None:
     tuner = finetuner(network())
     with pytest.raises(ValueError, match="full_phase may be None only if selector is 'random'"):
         tuner.fit(None, train(1))
-    with pytest.raises(ValueError, match="the sparse phase made no optimizer"):
+    with pytest.raises(ValueError, match="the sparse phase has no optimizer"):
         tuner.fit(train(1), lambda phase: None)
+    with pytest.raises(ValueError, match="the sparse phase has no optimizer"):
+        finetuner(network(), selector="random").fit(None, lambda phase: phase.keep_if_best(1.0))
     random = {"selector": "random"}
     with pytest.raises(ValueError, match="a phase has one optimizer"):
         finetuner(network(), **random).fit(None, lambda phase: [phase.optimizer(1.0), phase.optimizer(1.0)])

@@ -54,7 +54,9 @@ def sparse_adamw(net: nn.Module) -> torch.optim.Optimizer:
 
 
 def trainer(folder: Path, net: nn.Module, optimizer: Any, scheduler: Any) -> Any:
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip(
+        "transformers", reason="transformers is not installed (the extra `hf` brings it)"
+    )
     settings = transformers.TrainingArguments(
         output_dir=str(folder),
         max_steps=8,
@@ -116,7 +118,9 @@ def test_spiel_with_trainer(tmp_path: Path) -> None:
 
 
 def test_accelerate() -> None:
-    accelerate = pytest.importorskip("accelerate")
+    accelerate = pytest.importorskip(
+        "accelerate", reason="accelerate is not installed (the extra `bench` brings it)"
+    )
     nets = [Regression(), Regression()]
     batches = list(torch.utils.data.DataLoader(Examples(), batch_size=8))
     accelerator = accelerate.Accelerator(cpu=True)

@@ -37,7 +37,9 @@ def test_defaults_are_those_of_the_paper() -> None:
 
 
 def test_bert() -> None:
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip(
+        "transformers", reason="transformers is not installed (the extra `hf` brings it)"
+    )
     config = transformers.BertConfig(
         hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, vocab_size=11
     )

@@ -20,7 +20,7 @@ from tests.generators.transformers_models import (
     save_bert,
 )
 
-pytest.importorskip("transformers")
+pytest.importorskip("transformers", reason="transformers is not installed (the extra `hf` brings it)")
 
 
 def told(report: TrainReport) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from graftwork.adapt import TrainReport, train_sparse
 from graftwork.errors import CheckpointError, RecipeError, TargetExists
 from graftwork.recipe import ExchangePolicy, SparseRecipe
 
-pytest.importorskip("transformers")
+pytest.importorskip("transformers", reason="transformers is not installed (the extra `hf` brings it)")
 pytestmark = pytest.mark.usefixtures("interrupts")
 
 

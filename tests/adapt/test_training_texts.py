@@ -15,7 +15,7 @@ from tests.generators.transformers_models import (
     sentences,
 )
 
-pytest.importorskip("transformers")
+pytest.importorskip("transformers", reason="transformers is not installed (the extra `hf` brings it)")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,9 @@ from tests.cli.conftest import Run
 from tests.generators.checkpoints import file_hashes
 from tests.generators.transformers_models import save_bert, save_labelled, save_texts
 
-transformers = pytest.importorskip("transformers")
+transformers = pytest.importorskip(
+    "transformers", reason="transformers is not installed (the extra `hf` brings it)"
+)
 
 
 @pytest.fixture(scope="module")

@@ -230,13 +230,12 @@ def untie_output_embedding_(model: nn.Module) -> Tensor:
 
 def entries_of(total: int, k: int | None, density: float | None) -> int:
     """How many weights of `total` to tune: k, or a share of them; exactly one is given."""
-    if (k is None) == (density is None):
-        raise ValueError(f"give either k or density, got k={k} and density={density}")
-    if density is not None:
+    if k is None and density is not None:
         if not 0.0 <= density <= 1.0:
             raise ValueError(f"density must be in [0, 1], got {density}")
         return int(total * density)
-    assert k is not None
+    if k is None or density is not None:
+        raise ValueError(f"give either k or density, got k={k} and density={density}")
     if not 0 <= k <= total:
         raise ValueError(f"k must be in [0, {total}], the weights that can be tuned, got {k}")
     return k

@@ -232,18 +232,14 @@ class LotterySparseFinetuner:
         share = self.k // self.iterations
         wanted = share if self._iteration < self.iterations - 1 else self.k - share * (self.iterations - 1)
         threshold = float("nan")
-        if self.selector == "random":
-            chosen = random_indices(params, wanted, list(self.indices.values()), self._generator)
-        elif self.selector == "magnitude":
-            threshold, chosen = self._largest(names, params, wanted)
-        else:
-            assert callable(self.selector)
-            found = self.selector(
-                {name: p.detach() for name, p in self._maskable()},
-                {name: self.start[name] for name in names},
-                wanted,
-            )
+        if not isinstance(self.selector, str):
+            weights = {name: p.detach() for name, p in self._maskable()}
+            found = self.selector(weights, {name: self.start[name] for name in names}, wanted)
             chosen = [found.get(name, self.indices[name][:0]) for name in names]
+        elif self.selector == "random":
+            chosen = random_indices(params, wanted, list(self.indices.values()), self._generator)
+        else:
+            threshold, chosen = self._largest(names, params, wanted)
         for name, param, mine in zip(names, params, chosen, strict=True):
             self._choose(name, param, mine.long())
         count = sum(map(len, chosen))

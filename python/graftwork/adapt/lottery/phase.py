@@ -198,30 +198,30 @@ class Phase:
     def _values(self) -> dict[str, Tensor]:
         if self.kind == "full":
             return {}
-        assert isinstance(self._optimizer, SparseOptimizer), "the sparse phase has no optimizer"
-        return {
-            name: self._optimizer.state[param]["values"].clone()
-            for name, param in self._owner.roles.maskable.items()
-        }
+        state = self._sparse_optimizer().state
+        return {name: state[param]["values"].clone() for name, param in self._owner.roles.maskable.items()}
+
+    def _sparse_optimizer(self) -> SparseOptimizer:
+        if not isinstance(self._optimizer, SparseOptimizer):
+            raise ValueError("the sparse phase has no optimizer; call phase.optimizer(lr, ...) in it first")
+        return self._optimizer
 
     @torch.no_grad()
     def finish(self) -> None:
         """Put the best weights back."""
-        if self.kind == "sparse" and self._optimizer is None:
-            raise ValueError("the sparse phase made no optimizer; call phase.optimizer(lr, ...) in it")
+        if self.kind == "sparse":
+            self._sparse_optimizer()
         if self._best is None:
             return
         for name, weight in self._best["weights"].items():
             self._owner.roles.trainable[name].copy_(weight)
         if self.kind == "sparse":
-            assert isinstance(self._optimizer, SparseOptimizer)
-            self._optimizer.start_from_(self._best["values"])
+            self._sparse_optimizer().start_from_(self._best["values"])
 
     def moved(self) -> dict[str, Tensor]:
         """After a sparse phase: how far each chosen weight is from its start, by parameter."""
-        assert isinstance(self._optimizer, SparseOptimizer)
         found = {}
-        for arena in self._optimizer.arenas():
+        for arena in self._sparse_optimizer().arenas():
             parts = arena.support.split(arena.moved())
             found.update(dict(zip(arena.params, parts, strict=True)))
         return {name: found[param].clone() for name, param in self._owner.roles.maskable.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
@@ -132,6 +133,41 @@ class Arena:
     def release(self, what: int = KEPT) -> None:
         """Forget the gradients that are held, or copies alone."""
         self.held = [held if held > what else NOT_HELD for held in self.held]
+
+
+@dataclass(frozen=True)
+class Span:
+    """A run of an arena's parameters and their gradients: what one operation updates."""
+
+    arena: Arena
+    first: int
+    last: int
+    grads: Tensor | list[Tensor]
+    scale: float
+
+    @property
+    def support(self) -> Support:
+        """Their tuned weights."""
+        return self.arena.cut(self.first, self.last)
+
+    @property
+    def states(self) -> list[dict[str, Any]]:
+        """What the optimizer keeps for them."""
+        return self.arena.states[self.first : self.last]
+
+    def part(self, name: str) -> Tensor:
+        """Their part of an array of the arena."""
+        return self.arena.part(name, self.first, self.last)
+
+    def settings(self, group: Mapping[str, Any], *options: str) -> dict[str, Any]:
+        """Keyword arguments that every step takes, and the group's `options`."""
+        return {
+            "lr": float(group["lr"]),
+            "grad_scale": self.scale,
+            "weights": self.arena.weights()[self.first : self.last],
+            "base": self.part("base"),
+            **{option: group[option] for option in options},
+        }
 
 
 def pack(

@@ -32,7 +32,8 @@ def dense_gradients(params: Sequence[Tensor]) -> list[Tensor]:
     """The parameters' gradients as the operations read them."""
     gradients = []
     for param in params:
-        assert param.grad is not None
+        if param.grad is None:
+            raise ValueError("a parameter has no gradient; call backward() before the step")
         if param.grad.layout is not torch.strided:
             raise TypeError(
                 f"a gradient has layout {param.grad.layout}, wanted a dense one; build the embedding with sparse=False"

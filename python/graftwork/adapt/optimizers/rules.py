@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from graftwork.adapt.optimizers.arena import Arena
+from graftwork.adapt.optimizers.arena import Span
 from graftwork.adapt.optimizers.full_step import step_adamw, step_sgd, step_sm3
 from graftwork.adapt.optimizers.sparse_optimizer import Parameters, SparseOptimizer
 from graftwork.ops.sparse_update import sparse_adamw_, sparse_sgd_, sparse_sm3_
@@ -141,28 +141,13 @@ class SparseAdamW(SparseOptimizer):
     def _mark(self, state: Mapping[str, Any]) -> object:
         return True if self.has("age") else state["step"]
 
-    def _step_span(
-        self,
-        group: Mapping[str, Any],
-        arena: Arena,
-        span: tuple[int, int],
-        grads: Tensor | list[Tensor],
-        scale: float,
-    ) -> None:
-        values, base, exp_avg, exp_avg_sq = (
-            arena.part(name, *span) for name in ("values", "base", "exp_avg", "exp_avg_sq")
-        )
-        step = arena.part("age", *span) if self.has("age") else arena.states[span[0]]["step"] + 1
+    def _step_span(self, group: Mapping[str, Any], span: Span) -> None:
         options = ("eps", "weight_decay", "eps_mode", "decay_mode", "decay_first", "l1", "soft_threshold")
         sparse_adamw_(
-            *(arena.cut(*span), grads, values, exp_avg, exp_avg_sq),
-            step=step,
-            lr=float(group["lr"]),
+            *(span.support, span.grads, span.part("values"), span.part("exp_avg"), span.part("exp_avg_sq")),
+            step=span.part("age") if self.has("age") else span.states[0]["step"] + 1,
             betas=tuple(group["betas"]),
-            grad_scale=scale,
-            weights=arena.weights()[slice(*span)],
-            base=base,
-            **{option: group[option] for option in options},
+            **span.settings(group, *options),
         )
 
     def _step_full(self, group: Mapping[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
@@ -236,32 +221,18 @@ class SparseSGD(SparseOptimizer):
         _check_choice(self._name, group, "decay_mode", DECAY_MODES)
         if group["nesterov"] and (not group["momentum"] or group["dampening"]):
             raise ValueError(f"{self._name}: nesterov needs a momentum above 0, and no dampening")
-        if bool(group["momentum"]) != self.has("momentum_buffer"):
-            raise ValueError(
-                f"{self._name}: momentum must be above 0 in all parameter groups or in none, got {group['momentum']}"
-            )
+        self._check_momentum(group)
 
     def _mark(self, state: Mapping[str, Any]) -> object:
         return state["step"] == 0
 
-    def _step_span(
-        self,
-        group: Mapping[str, Any],
-        arena: Arena,
-        span: tuple[int, int],
-        grads: Tensor | list[Tensor],
-        scale: float,
-    ) -> None:
+    def _step_span(self, group: Mapping[str, Any], span: Span) -> None:
         options = ("momentum", "dampening", "nesterov", "weight_decay", "decay_mode", "l1", "soft_threshold")
         sparse_sgd_(
-            *(arena.cut(*span), grads, arena.part("values", *span)),
-            arena.part("momentum_buffer", *span) if self.has("momentum_buffer") else None,
-            lr=float(group["lr"]),
-            first=arena.states[span[0]]["step"] == 0,
-            grad_scale=scale,
-            weights=arena.weights()[slice(*span)],
-            base=arena.part("base", *span),
-            **{option: group[option] for option in options},
+            *(span.support, span.grads, span.part("values")),
+            span.part("momentum_buffer") if self.has("momentum_buffer") else None,
+            first=span.states[0]["step"] == 0,
+            **span.settings(group, *options),
         )
 
     def _step_full(self, group: Mapping[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
@@ -340,32 +311,18 @@ class SparseSM3(SparseOptimizer):
         limits = dict.fromkeys(("lr", "eps", "weight_decay"), math.inf)
         _check_numbers(self._name, group, {**limits, "momentum": 1})
         _check_choice(self._name, group, "decay_mode", DECAY_MODES)
-        if bool(group["momentum"]) != self.has("momentum_buffer"):
-            raise ValueError(
-                f"{self._name}: momentum must be above 0 in all parameter groups or in none, got {group['momentum']}"
-            )
+        self._check_momentum(group)
 
     def _mark(self, state: Mapping[str, Any]) -> object:
         return True
 
-    def _step_span(
-        self,
-        group: Mapping[str, Any],
-        arena: Arena,
-        span: tuple[int, int],
-        grads: Tensor | list[Tensor],
-        scale: float,
-    ) -> None:
-        columns = [len(state["column_max"]) for state in arena.states[slice(*span)]]
+    def _step_span(self, group: Mapping[str, Any], span: Span) -> None:
+        columns = [len(state["column_max"]) for state in span.states]
         sparse_sm3_(
-            *(arena.cut(*span), grads, arena.part("values", *span)),
-            *(arena.part("row_max", *span), arena.part("column_max", *span), columns),
-            arena.part("momentum_buffer", *span) if self.has("momentum_buffer") else None,
-            lr=float(group["lr"]),
-            grad_scale=scale,
-            weights=arena.weights()[slice(*span)],
-            base=arena.part("base", *span),
-            **{option: group[option] for option in ("momentum", "eps", "weight_decay", "decay_mode")},
+            *(span.support, span.grads, span.part("values"), span.part("row_max"), span.part("column_max")),
+            columns,
+            span.part("momentum_buffer") if self.has("momentum_buffer") else None,
+            **span.settings(group, "momentum", "eps", "weight_decay", "decay_mode"),
         )
 
     def _step_full(self, group: Mapping[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:

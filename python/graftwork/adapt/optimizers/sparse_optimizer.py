@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from graftwork.adapt.optimizers import state as optimizer_state
-from graftwork.adapt.optimizers.arena import SNAPSHOT, Arena, pack
+from graftwork.adapt.optimizers.arena import SNAPSHOT, Arena, Span, pack
 from graftwork.adapt.optimizers.gradients import (
     Tally,
     dense_gradients,
@@ -172,18 +172,18 @@ class SparseOptimizer(torch.optim.Optimizer):
     def _check_options(self, group: Mapping[str, Any]) -> None:
         raise NotImplementedError
 
+    def _check_momentum(self, group: Mapping[str, Any]) -> None:
+        """Its buffer is there for all of an optimizer's parameters or for none."""
+        if bool(group["momentum"]) != self.has("momentum_buffer"):
+            raise ValueError(
+                f"{self._name}: momentum must be above 0 in all parameter groups or in none, got {group['momentum']}"
+            )
+
     def _mark(self, state: Mapping[str, Any]) -> object:
         """Parameters of one mark, side by side, are updated by one operation."""
         return state["step"]
 
-    def _step_span(
-        self,
-        group: Mapping[str, Any],
-        arena: Arena,
-        span: tuple[int, int],
-        grads: Tensor | list[Tensor],
-        scale: float,
-    ) -> None:
+    def _step_span(self, group: Mapping[str, Any], span: Span) -> None:
         raise NotImplementedError
 
     def _step_full(self, group: Mapping[str, Any], params: list[Tensor], grads: list[Tensor]) -> None:
@@ -331,7 +331,7 @@ class SparseOptimizer(torch.optim.Optimizer):
         for first, last in arena.spans(marks):
             params = arena.params[first:last]
             grads = arena.buffer()[arena.entries(first, last)] if compact else dense_gradients(params)
-            self._step_span(group, arena, (first, last), grads, scale)
+            self._step_span(group, Span(arena, first, last, grads, scale))
             torch.autograd.graph.increment_version(params)
             for state in arena.states[first:last]:
                 state["step"] += 1

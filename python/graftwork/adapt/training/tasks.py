@@ -178,7 +178,8 @@ class Classification(Task):
     mapping = "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING"
 
     def _pieces(self, ids: list[int], document: Document) -> list[Piece]:
-        assert document.label is not None, "documents of this task have labels"
+        if document.label is None:
+            raise DataError("a text has no label", got=document.text[:40], wanted="a label for every text")
         self.cut += len(ids) > self._room
         return [Piece(self._framed(ids[: self._room]), self._number[document.label])]
 
