@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,12 @@ from graftwork.adapt import SparseDelta, TunedTensor
 from graftwork.adapt.deltas import delta_file
 from graftwork.adapt.deltas.delta_file import load_delta
 from graftwork.checkpoint.files import Step, observe
-from graftwork.delta.container import MANIFEST
 from graftwork.delta.memory import MemoryFile
 from graftwork.errors import ChecksumError, DeltaError, GraftworkError, TargetExists, VersionTooNew
 from graftwork.ops.sparse_update import Support
 from tests.adapt.deltas import base_state, bits, mixed_state, random_delta, with_head
+from tests.generators.sealed_files import Parts
+from tests.generators.sealed_files import rewrite as resealed
 
 GOLDEN = Path(__file__).parent / "golden" / "sparse_delta.safetensors"
 
@@ -171,43 +171,11 @@ def test_damage_anywhere_in_a_large_file(tmp_path: Path) -> None:
             load_delta(MemoryFile(broken), threads=1)
 
 
-Parts = dict[str, Any]
-
-
-def rewrite(data: bytes, change: Callable[[Parts], object], *, seal: bool = True) -> bytes:
-    """A file with its parts changed: metadata, manifest, said (of the delta), and fields by name."""
-    length = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:length])
-    fields = {
-        name: data[length + row["data_offsets"][0] : length + row["data_offsets"][1]]
-        for name, row in header.items()
-        if name != "__metadata__"
-    }
-    parts = {
-        "metadata": header["__metadata__"],
-        "manifest": json.loads(fields[MANIFEST]),
-        "said": json.loads(header["__metadata__"]["sparse"]),
-        "fields": fields,
-    }
-    change(parts)
-    fields[MANIFEST] = json.dumps(parts["manifest"], sort_keys=True, separators=(",", ":")).encode()
-    if seal:
-        said = json.dumps(parts["said"], sort_keys=True, separators=(",", ":"))
-        sealed = b"graftwork-sparse-delta-1" + len(said.encode()).to_bytes(8, "little") + said.encode()
-        digest = hashlib.sha256(sealed + fields[MANIFEST]).hexdigest()
-        parts["metadata"] |= {"sparse": said, "seal": digest}
-    new: dict[str, Any] = {"__metadata__": parts["metadata"]}
-    at = 0
-    for name, field in fields.items():
-        shape = [len(field) // 44, 44] if name.endswith("::chunks") else [len(field)]
-        new[name] = {"dtype": "U8", "shape": shape, "data_offsets": [at, at + len(field)]}
-        at += len(field)
-    text = json.dumps(new, separators=(",", ":")).encode()
-    return len(text).to_bytes(8, "little") + text + b"".join(fields.values())
+rewrite = partial(resealed, kind="sparse")
 
 
 def test_a_rewritten_file_is_a_file(tmp_path: Path) -> None:
-    data = rewrite(saved(small(), tmp_path), lambda parts: None)
+    data = rewrite(saved(small(), tmp_path), change=lambda parts: None)
     assert same(load_delta(MemoryFile(data), threads=1), small())
 
 
@@ -268,7 +236,7 @@ def test_a_sealed_file_is_checked_as_well(
     change: Callable[[Parts], object], message: str | None, tmp_path: Path
 ) -> None:
     """A seal protects from accidents; whoever makes a file can seal anything."""
-    data = rewrite(saved(small(), tmp_path), change)
+    data = rewrite(saved(small(), tmp_path), change=change)
     if message is None:
         assert same(load_delta(MemoryFile(data), threads=1), small())
         return
@@ -284,14 +252,14 @@ def test_what_the_seal_covers(tmp_path: Path) -> None:
         lambda p: p["manifest"].update(more=1),
     ):
         with pytest.raises(ChecksumError, match="seal"):
-            load_delta(MemoryFile(rewrite(data, change, seal=False)), threads=1)
+            load_delta(MemoryFile(rewrite(data, change=change, seal=False)), threads=1)
 
 
 def test_a_newer_format(tmp_path: Path) -> None:
     data = saved(small(), tmp_path)
     with pytest.raises(VersionTooNew, match="upgrade"):
-        load_delta(MemoryFile(rewrite(data, said(min_reader=[1, 1]))), threads=1)
-    later = rewrite(data, said(version=[1, 7], more="unknown keys are ignored"))
+        load_delta(MemoryFile(rewrite(data, change=said(min_reader=[1, 1]))), threads=1)
+    later = rewrite(data, change=said(version=[1, 7], more="unknown keys are ignored"))
     assert same(load_delta(MemoryFile(later), threads=1), small())
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,11 @@ import pytest
 import torch
 
 from graftwork.delta import codecs
-from graftwork.delta.container import MANIFEST, DeltaFile
+from graftwork.delta.container import DeltaFile
 from graftwork.errors import BaseMismatch, ChecksumError, DeltaError, GraftworkError, UnknownCodec
 from graftwork.store.sync import apply_, encode, inspect
 from tests.generators.checkpoints import base_tensors, random_tensor
+from tests.generators.sealed_files import rewrite as resealed
 from tests.store.sync_cases import State, bits, chunked_state, cloned, stepped
 
 
@@ -101,46 +101,12 @@ def test_the_parent_is_checked_before_the_words() -> None:
     assert apply_(previous, payload, expect_parent="4").parent == "4"
 
 
-def sealed(manifest: bytes, said: dict[str, Any]) -> dict[str, str]:
-    """Metadata of a valid seal, written from docs/weight-sync.md."""
-    sync = json.dumps(said, sort_keys=True, separators=(",", ":"))
-    parts = (b"graftwork-sync-1", len(sync.encode()).to_bytes(8, "little"), sync.encode(), manifest)
-    return {"sync": sync, "seal": hashlib.sha256(b"".join(parts)).hexdigest()}
-
-
-def rewrite(payload: bytes, change: Callable[[dict[str, Any]], object], *, seal: bool = True) -> bytes:
-    """A payload with its parts changed: header, manifest, said (version, parent, tied), and fields by name."""
-    length = 8 + int.from_bytes(payload[:8], "little")
-    header = json.loads(payload[8:length])
-    fields = {
-        name: payload[length + row["data_offsets"][0] : length + row["data_offsets"][1]]
-        for name, row in header.items()
-        if name != "__metadata__"
-    }
-    parts = {
-        "metadata": header["__metadata__"],
-        "manifest": json.loads(fields[MANIFEST]),
-        "said": json.loads(header["__metadata__"]["sync"]),
-        "fields": fields,
-    }
-    change(parts)
-    fields[MANIFEST] = json.dumps(parts["manifest"], sort_keys=True, separators=(",", ":")).encode()
-    if seal:
-        said = parts["said"]
-        parts["metadata"] |= sealed(fields[MANIFEST], said)
-    new: dict[str, Any] = {"__metadata__": parts["metadata"]}
-    at = 0
-    for name, data in fields.items():
-        shape = [len(data) // 44, 44] if name.endswith("::chunks") else [len(data)]
-        new[name] = {"dtype": "U8", "shape": shape, "data_offsets": [at, at + len(data)]}
-        at += len(data)
-    text = json.dumps(new, separators=(",", ":")).encode()
-    return len(text).to_bytes(8, "little") + text + b"".join(fields.values())
+rewrite = partial(resealed, kind="sync")
 
 
 def test_a_rewritten_payload_is_a_payload() -> None:
     previous, current, payload = small()
-    apply_(previous, rewrite(payload, lambda parts: None))
+    apply_(previous, rewrite(payload, change=lambda parts: None))
     assert bits(previous) == bits(current)
 
 
@@ -160,7 +126,7 @@ def test_parts_that_do_not_belong_together(
     change: Callable[[dict[str, Any]], object], error: type[Exception], message: str
 ) -> None:
     previous, _, payload = small()
-    assert message in str(refused(previous, rewrite(payload, change, seal=False), error))
+    assert message in str(refused(previous, rewrite(payload, change=change, seal=False), error))
 
 
 def tensor_update(**changes: Any) -> Callable[[dict[str, Any]], object]:
@@ -188,7 +154,7 @@ def test_a_sealed_payload_is_checked_as_well(
 ) -> None:
     """A seal protects from accidents; whoever makes a payload can seal anything."""
     previous, _, payload = small()
-    assert message in str(refused(previous, rewrite(payload, change), error))
+    assert message in str(refused(previous, rewrite(payload, change=change), error))
 
 
 def table_of(parts: dict[str, Any], place: int, value: int) -> None:
@@ -202,7 +168,7 @@ def table_of(parts: dict[str, Any], place: int, value: int) -> None:
 )
 def test_chunk_records_of_another_kind(place: int, value: int, message: str) -> None:
     previous, _, payload = small()
-    broken = rewrite(payload, lambda parts: table_of(parts, place, value))
+    broken = rewrite(payload, change=lambda parts: table_of(parts, place, value))
     assert message in str(refused(previous, broken, DeltaError))
 
 
