@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from operator import itemgetter
 from typing import TYPE_CHECKING, Protocol
 
 from graftwork.checkpoint import Checkpoint
 from graftwork.checkpoint.bulk import makes_many_objects
-from graftwork.checkpoint.digest import LEAF_BYTES, leaf_digest, tree_digest
-from graftwork.delta.pipeline import Progress, Scratch, ordered_map
+from graftwork.checkpoint.digest import LEAF_BYTES, tree_digest
+from graftwork.delta.pipeline import Progress, Scratch, in_batches, ordered_map
 from graftwork.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -139,18 +139,20 @@ def describe(
 
     Leaves are hashed on ``threads`` threads; the result does not depend on their number.
     """
+    from graftwork.ops.digest import sha256
+
     scratch = Scratch()
     metas = list(source.metas.values())
     total = sum(meta.nbytes for meta in metas)
 
-    def digest_leaf(job: tuple[str, int, int]) -> bytes:
-        name, offset, length = job
-        buffer = scratch.buffer("leaf", length)
-        source.read_into(name, offset, buffer)
-        return leaf_digest(buffer)
+    def digest_leaves(jobs: Sequence[tuple[str, int, int]]) -> list[bytes]:
+        buffers = scratch.buffers("leaves", [length for _, _, length in jobs])
+        pairs = zip(jobs, buffers, strict=True)
+        return sha256([read_piece(source, name, offset, buffer) for (name, offset, _), buffer in pairs])
 
     jobs = ((meta.name, offset, length) for meta in metas for offset, length in leaf_ranges(meta.nbytes))
-    leaves = ordered_map(digest_leaf, jobs, threads=threads, weigh=itemgetter(2))
+    batches = in_batches(jobs, itemgetter(2), 2 * LEAF_BYTES)
+    leaves = chain.from_iterable(ordered_map(digest_leaves, batches, threads=threads))
     done = 0
     described: dict[str, DescribedTensor] = {}
     for meta in metas:

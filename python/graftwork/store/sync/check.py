@@ -26,6 +26,8 @@ class LeafChecker:
 
         The views are valid until this thread's next call, and must not be written to.
         """
+        from graftwork.ops.digest import sha256
+
         lengths, buffers = [leaf.length for _, leaf in leaves], self._scratch.buffers
         befores, afters = buffers("before", lengths), buffers("after", lengths)
         payloads = buffers("payload", [leaf.chunk.length for _, leaf in leaves])
@@ -35,9 +37,10 @@ class LeafChecker:
             made = after if leaf.changes else there
             work.append(LeafWork(leaf, there, self._payload.read(leaf, payload), made))
         restore_leaves(work)
-        for (held, leaf), (_, before, _, after) in zip(leaves, work, strict=True):
-            if leaf_digest(after) != leaf.chunk.leaf:
-                self._refuse(held, leaf, before)
+        digests = sha256([one.after for one in work])
+        for (held, leaf), one, digest in zip(leaves, work, digests, strict=True):
+            if digest != leaf.chunk.leaf:
+                self._refuse(held, leaf, one.before)
         return [one.after for one in work]
 
     def _refuse(self, held: str, leaf: Leaf, before: memoryview) -> None:
