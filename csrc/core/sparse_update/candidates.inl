@@ -94,17 +94,49 @@ struct CandidateWriter {
   }
 };
 
-// How many scores are `tie`, and the largest score.
-inline int32_t look_at_tile(const uint32_t* __restrict scores, int count, uint32_t tie, int32_t* largest) {
-  int32_t ties = 0, most = 0;
+// What a tile has of candidates (scores from `least` on) and of scores of `least` - 1.
+struct FoundInTile {
+  int kept;
+  int32_t ties;
+  bool nan;
+};
+
+// The same of scores that are made already.
+inline FoundInTile count_in_tile(const uint32_t* __restrict scores, int count, uint32_t least) {
+  int32_t kept = 0, ties = 0, most = 0;
   for (int i = 0; i < count; ++i) {
     const int32_t score = static_cast<int32_t>(scores[i]);
     most = score > most ? score : most;
-    ties += scores[i] == tie;
+    kept += scores[i] >= least;
+    ties += scores[i] == least - 1;
   }
-  *largest = most;
-  return ties;
+  return {kept, ties, static_cast<uint32_t>(most) > kInfiniteScore};
 }
+
+}  // namespace graftwork::GRAFTWORK_LEVEL
+
+#if defined(GRAFTWORK_LEVEL_IS_avx512)
+#include "core/sparse_update/candidates.avx512.inl"
+#else
+
+namespace graftwork::GRAFTWORK_LEVEL {
+
+// Finds the candidates of a tile, and keeps their positions, from `position` on, and scores; up to `count` rounded up to
+// a multiple of 16 may be written to.
+template <class Format>
+inline FoundInTile find_in_tile(const typename Format::Word* x, const typename Format::Word* base, int count,
+                                uint32_t position, uint32_t least, uint32_t* positions, uint32_t* found) {
+  alignas(64) uint32_t scores[kScoreTile];
+  score_tile<Format>(x, base, count, scores);
+  collect(scores, count, position, least, kScoreLimit - least, positions, found);
+  return count_in_tile(scores, count, least);
+}
+
+}  // namespace graftwork::GRAFTWORK_LEVEL
+
+#endif
+
+namespace graftwork::GRAFTWORK_LEVEL {
 
 // The candidates of one chunk; false where there is no room.
 inline bool find_in_chunk(const ScoredWeights& weights, Candidates& all, CandidateWriter& writer, int chunk) {
@@ -117,27 +149,27 @@ inline bool find_in_chunk(const ScoredWeights& weights, Candidates& all, Candida
     record.offset = block->used;
   }
   bool roomy = true;
-  const uint32_t least = all.least, span = kScoreLimit - least;
-  weights.for_each_tile(
-      all.chunks, chunk, [&](int64_t tensor, uint32_t position, const uint32_t* scores, int count) {
-        int32_t largest;
-        record.ties += look_at_tile(scores, count, least - 1, &largest);
-        if (static_cast<uint32_t>(largest) > kInfiniteScore && tensor < writer.first_nan)
-          writer.first_nan = tensor;
-        CandidateBlock* block = all.room > 0 && roomy ? writer.make_room(all) : nullptr;
-        if (block != nullptr) {
-          const int kept = collect(scores, count, position, least, span, block->positions + block->used,
-                                   block->scores + block->used);
-          block->used += kept;
-          record.candidates += kept;
-        } else if (all.room == 0) {
-          int32_t kept = 0;
-          for (int i = 0; i < count; ++i) kept += scores[i] >= least;
-          record.candidates += kept;
-        } else {
-          roomy = false;
-        }
-      });
+  const uint32_t least = all.least;
+  alignas(64) uint32_t scores[kScoreTile];
+  weights.for_each_piece(all.chunks, chunk, [&](int64_t tensor, int64_t at, uint32_t position, int count) {
+    CandidateBlock* const block = all.room > 0 && roomy ? writer.make_room(all) : nullptr;
+    roomy = roomy && (block != nullptr || all.room == 0);
+    FoundInTile tile;
+    if (block != nullptr) {
+      uint32_t *const positions = block->positions + block->used, *const found = block->scores + block->used;
+      weights.with_words(
+          tensor, at, [&]<class Format>(const typename Format::Word* x, const typename Format::Word* base) {
+            tile = find_in_tile<Format>(x, base, count, position, least, positions, found);
+          });
+      block->used += tile.kept;
+    } else {
+      weights.score(tensor, at, count, scores);
+      tile = count_in_tile(scores, count, least);
+    }
+    record.candidates += tile.kept;
+    record.ties += tile.ties;
+    if (tile.nan && tensor < writer.first_nan) writer.first_nan = tensor;
+  });
   return roomy;
 }
 

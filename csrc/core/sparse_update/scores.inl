@@ -53,25 +53,43 @@ struct ScoredWeights {
       with_format(static_cast<WeightFormat>(formats[t]), []<class Format>() {});
   }
 
-  // The scores of `count` weights of a tensor from weight `at` of it on.
-  void score(int64_t tensor, int64_t at, int count, uint32_t* scores) const {
+  // Calls body.operator()<Format>(x, base) with a tensor's words from weight `at` of it on.
+  template <class Body>
+  void with_words(int64_t tensor, int64_t at, const Body& body) const {
     with_format(static_cast<WeightFormat>(formats[tensor]), [&]<class Format>() {
       using Word = typename Format::Word;
       const Word* const base = bases == nullptr ? nullptr : static_cast<const Word*>(bases[tensor]) + at;
-      score_tile<Format>(static_cast<const Word*>(weights[tensor]) + at, base, count, scores);
+      body.template operator()<Format>(static_cast<const Word*>(weights[tensor]) + at, base);
     });
   }
 
-  // Calls body(tensor, position, scores, count) for every tile of a chunk; the position is from the chunk's begin on.
+  // The scores of `count` weights of a tensor from weight `at` of it on.
+  void score(int64_t tensor, int64_t at, int count, uint32_t* scores) const {
+    with_words(tensor, at,
+               [&]<class Format>(const typename Format::Word* x, const typename Format::Word* base) {
+                 score_tile<Format>(x, base, count, scores);
+               });
+  }
+
+  // Calls body(tensor, at, position, count) for every tile of a chunk: `count` weights of a tensor from weight `at` of it
+  // on; the position is from the chunk's begin on.
   template <class Body>
-  void for_each_tile(const Chunks& chunks, int chunk, const Body& body) const {
-    alignas(64) uint32_t scores[kScoreTile];
+  void for_each_piece(const Chunks& chunks, int chunk, const Body& body) const {
     for_each_span(chunks, chunk, offsets, tensors, [&](int64_t tensor, int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; i += kScoreTile) {
         const int count = static_cast<int>(end - i < kScoreTile ? end - i : kScoreTile);
-        score(tensor, i - offsets[tensor], count, scores);
-        body(tensor, static_cast<uint32_t>(i - chunks.begin(chunk)), scores, count);
+        body(tensor, i - offsets[tensor], static_cast<uint32_t>(i - chunks.begin(chunk)), count);
       }
+    });
+  }
+
+  // The same with the tile's scores: body(tensor, position, scores, count).
+  template <class Body>
+  void for_each_tile(const Chunks& chunks, int chunk, const Body& body) const {
+    alignas(64) uint32_t scores[kScoreTile];
+    for_each_piece(chunks, chunk, [&](int64_t tensor, int64_t at, uint32_t position, int count) {
+      score(tensor, at, count, scores);
+      body(tensor, position, scores, count);
     });
   }
 };
