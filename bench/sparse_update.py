@@ -32,6 +32,10 @@ DENSITY = 0.04
 DENSITIES = (0.005, 0.01, 0.04, 0.08)
 SCATTERED = (1 << 10, 1 << 13, 1 << 15, 600_000)  # entries; the last case is the main density's
 LINE = 64  # bytes of a cache line
+ALONE, OTHER_BYTES = (
+    "gradient alone",
+    20,
+)  # of an entry, of values and moments, beside the 4 that a gather writes
 LR, BETAS, EPS = 1e-4, (0.9, 0.999), 1e-8
 NOTES = [
     "one fp32 tensor, uniform random support with sorted int32 indices; speeds count bytes_moved",
@@ -43,7 +47,9 @@ NOTES = [
     "step: reads the dense gradient at the support, updates both moments and the values, writes the weights; the peers "
     "multiply the dense gradient by a mask and step all weights",
     "values: the same without writing weights; `gather + fused AdamW` steps a tensor of the values alone, `eager` is "
-    "the chain of torch operations that an optimizer written in Python runs",
+    "the chain of torch operations that an optimizer written in Python runs; `gradient alone`: gather_values of the "
+    "gradient. The step's bound is that and the other bytes, 20 an entry, at the peak: random lines come at a lower rate "
+    "than the peak's",
     "topk: exact, indices sorted; np.partition gives the threshold alone",
     "short calls are repeated, as steps of a training are; `us` is the time of one call at the most threads",
 ]
@@ -205,9 +211,12 @@ def _values(world: World, options: Options, density: float) -> None:
     world.check("the step of values", torch.allclose(state[0], values.detach(), rtol=1e-5, atol=1e-9))
     eager_state, ages = [torch.zeros(entries) for _ in range(3)], torch.zeros(entries)
     wide = support.indices.long()
+    read = torch.zeros(entries)
     with world.contest(options) as entered:
         moved = _step_bytes(entries, density, writes=False)
         entered.add("values", "graftwork", _percent(density), run, moved=moved)
+        alone = partial(gather_values, support, [world.gradient], read)
+        entered.add("values", ALONE, _percent(density), alone, moved=moved - OTHER_BYTES * entries)
         entered.add("values", "gather + fused AdamW", _percent(density), gathered)
         entered.add(
             "values",
@@ -331,6 +340,17 @@ def _targets(world: World) -> list[Target]:
     def roofline(operation: str, case: str) -> float:
         return 100 * (found[operation, "graftwork", case].runs[most].roofline_fraction or 0.0)
 
+    def of_bound(case: str) -> float:
+        """Per cent of the least time that the step of values takes: its gradient's lines, and its other bytes."""
+        ours, alone = found["values", "graftwork", case], found["values", ALONE, case]
+        timing = ours.runs[most]
+        share = (
+            OTHER_BYTES
+            * int(float(case.split()[0]) / 100 * world.numel)
+            / (timing.peak_bytes_per_second or 1.0)
+        )
+        return 100 * (best(alone) + share) / (timing.seconds.median / ours.facts["calls"])
+
     main = _percent(DENSITY)
     limits = [("step", "mask + AdamW", main, 12.0), ("step", "mask + fused AdamW", main, 5.0)]
     for case in map(_percent, DENSITIES):
@@ -347,6 +367,10 @@ def _targets(world: World) -> list[Target]:
     targets += [
         Target(f"{operation}, share of the peak, {main}", roofline(operation, main), 60, "%", at_least=True)
         for operation in ("step", "topk")
+    ]
+    targets += [
+        Target(f"values, share of the bound, {case}", of_bound(case), 85, "%", at_least=True)
+        for case in map(_percent, DENSITIES)
     ]
     for operation, peer, case in list(found):
         if operation not in ("gather", "restore", "write", "swap") or peer == "graftwork":
