@@ -6,6 +6,8 @@
 
 namespace graftwork::GRAFTWORK_LEVEL {
 
+constexpr int kFetchNext = 512;  // bytes: one pass without a stop needs less of a start
+
 // Sixteen weights as float32; those past `lanes` are 0.
 inline __m512 load_values(Float32, const uint32_t* from, __mmask16 lanes) {
   return _mm512_maskz_loadu_ps(lanes, from);
@@ -32,10 +34,10 @@ inline FoundInTile find_in_tile(const typename Format::Word* x, const typename F
   int kept = 0;
   for (int i = 0; i < count; i += 16) {
     const __mmask16 lanes = count - i >= 16 ? 0xffff : static_cast<__mmask16>((1u << (count - i)) - 1);
-    fetch_ahead(x + i, 16);
+    fetch_ahead<kFetchNext>(x + i, 16);
     __m512 value = load_values(Format{}, x + i, lanes);
     if (base != nullptr) {
-      fetch_ahead(base + i, 16);
+      fetch_ahead<kFetchNext>(base + i, 16);
       value = _mm512_sub_ps(value, load_values(Format{}, base + i, lanes));
     }
     const __m512i score = _mm512_and_si512(_mm512_castps_si512(value), magnitude);

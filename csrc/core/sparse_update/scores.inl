@@ -9,15 +9,15 @@ namespace graftwork::GRAFTWORK_LEVEL {
 
 constexpr int kScoreTile = 1024;   // scores; a multiple of 16
 constexpr int kFetched = 64;       // weights whose lines are fetched together
-constexpr int kFetchAhead = 2048;  // bytes
+constexpr int kFetchAhead = 2048;  // bytes, where a tile is scored before anything else is done with it
 constexpr uint32_t kInfiniteScore = 0x7f800000;
 constexpr uint32_t kScoreLimit = 0x80000000;  // above every score, NaN too
 
 // Has the cache lines fetched that come a little later, past the end too, where it does nothing.
-template <class Word>
+template <int kAhead = kFetchAhead, class Word>
 inline void fetch_ahead(const Word* from, int words) {
   constexpr int kLine = 64 / sizeof(Word);
-  const uintptr_t at = reinterpret_cast<uintptr_t>(from) + kFetchAhead;
+  const uintptr_t at = reinterpret_cast<uintptr_t>(from) + kAhead;
   for (int i = 0; i < words; i += kLine)
     __builtin_prefetch(reinterpret_cast<const void*>(at + i * sizeof(Word)));
 }
