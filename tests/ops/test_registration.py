@@ -15,6 +15,10 @@ from graftwork import ops
 from graftwork.ops import FallbackWarning, _native, entropy_delta, lossless_delta, table, thread_limit
 from graftwork.ops._native import GRAIN, NATIVE, threads_for
 from tests.generators.weights import pair
+from tests.ops.merge.merge_arguments import MERGE_OPERATIONS, merge_arguments
+from tests.ops.quantized_delta.gptq_cases import block_case
+from tests.ops.quantized_delta.linear_cases import LINEAR_OPERATIONS, linear_arguments
+from tests.ops.quantized_delta.quantized_cases import QUANTIZED_OPERATIONS, quantized_arguments
 from tests.ops.sparse_update.delta_arguments import DELTA_OPERATIONS, delta_arguments
 from tests.ops.sparse_update.selection_arguments import SELECTION_OPERATIONS, selection_arguments
 from tests.ops.sparse_update.value_arguments import VALUE_OPERATIONS, value_arguments
@@ -23,6 +27,14 @@ ROOT = Path(__file__).parents[2]
 
 
 def arguments(name: str, dtype: torch.dtype, device: str, requires_grad: bool = False) -> tuple:
+    if name in MERGE_OPERATIONS:
+        return merge_arguments(name, dtype, device)
+    if name == "gptq_block":
+        return block_case((5, 7), "asym", 4, device)
+    if name in LINEAR_OPERATIONS:
+        return linear_arguments(dtype, device, requires_grad)
+    if name in QUANTIZED_OPERATIONS:
+        return quantized_arguments(name, dtype, device)
     if name in DELTA_OPERATIONS:
         return delta_arguments(name, dtype, device, requires_grad)
     if name in SELECTION_OPERATIONS:

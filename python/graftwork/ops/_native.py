@@ -254,6 +254,11 @@ def memory_range(tensor: Tensor) -> tuple[str, int, int]:
     return str(tensor.device), start, start + (reach + 1) * tensor.itemsize if tensor.numel() else start
 
 
+def is_same_place(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of one shape have the same words: they start at one address, and have one dtype."""
+    return a.data_ptr() == b.data_ptr() and a.dtype == b.dtype
+
+
 def check_output(operation: str, name: str, output: Tensor, **inputs: Tensor) -> None:
     """Raise ValueError if a contiguous output is not aligned to its elements or shares memory with an input."""
     start, stop = output.data_ptr(), output.data_ptr() + output.nbytes

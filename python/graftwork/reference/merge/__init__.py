@@ -1,0 +1,1 @@
+"""The operations of :mod:`graftwork.ops.merge` in plain torch."""

@@ -1,0 +1,1 @@
+"""Reference of the quantised deltas: one module for each of `graftwork.ops.quantized_delta`."""
