@@ -46,6 +46,14 @@ class CheckpointError(GraftworkError, ValueError):
     """A checkpoint (a safetensors file or a folder of them) is malformed, unsafe, or not what the call needs."""
 
 
+class VocabularyMismatch(CheckpointError):
+    """Tokenizers give their ids to other strings, or a vocabulary is not to be had from the files that are there."""
+
+
+class AdapterError(CheckpointError):
+    """An adapter is malformed, of a kind that cannot be added to weights, or not made for the model."""
+
+
 class TargetExists(GraftworkError, FileExistsError):
     """The place to write to is taken, and graftwork never overwrites silently."""
 

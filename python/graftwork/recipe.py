@@ -11,7 +11,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from os import PathLike
 from pathlib import Path
@@ -21,7 +21,7 @@ import yaml
 
 from graftwork.errors import RecipeError
 
-__all__ = ["ExchangePolicy", "PackRecipe", "SparseRecipe", "load_recipe"]
+__all__ = ["ExchangePolicy", "PackRecipe", "SparseRecipe", "did_you_mean", "load_recipe", "read_yaml"]
 
 MAX_RECIPE_BYTES = 1 << 20
 
@@ -186,15 +186,25 @@ def load_recipe(path: str | PathLike[str], schema: type[T]) -> T:
     True
     """
     file = Path(path)
+    return typing.cast(T, _Reader(file)._record(read_yaml(file), schema, ""))
+
+
+def read_yaml(file: Path) -> object:
+    """The plain data in a YAML file of at most 1 MiB, with no key twice; RecipeError if it is none."""
     if file.stat().st_size > MAX_RECIPE_BYTES:
         raise RecipeError("the recipe is too large", file=file, wanted=f"at most {MAX_RECIPE_BYTES} bytes")
     try:
-        data = yaml.load(file.read_bytes(), Loader=_Loader)
+        return yaml.load(file.read_bytes(), Loader=_Loader)
     except _UNREADABLE as error:
         raise RecipeError(
             f"the recipe is not valid YAML: {' '.join(str(error).split()) or type(error).__name__}", file=file
         ) from error
-    return typing.cast(T, _Reader(file)._record(data, schema, ""))
+
+
+def did_you_mean(key: str, known: Iterable[str]) -> str | None:
+    """A question that names the nearest of the known keys, if one is near."""
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else None
 
 
 #: What PyYAML lets out besides its own errors, for scalars that look like a kind and are none (``2001-99-99``).
@@ -257,12 +267,11 @@ class _Reader:
         kinds = typing.get_type_hints(schema)
         for key in table:
             if key not in kinds:
-                near = difflib.get_close_matches(key, kinds, n=1, cutoff=0.5)
                 raise RecipeError(
                     f"unknown key {_join(where, key)!r}",
                     file=self.file,
                     wanted=f"one of {', '.join(kinds)}",
-                    remedy=f"did you mean {near[0]!r}?" if near else "remove it",
+                    remedy=did_you_mean(key, kinds) or "remove it",
                 )
         for field in fields(schema):
             if field.name not in table and field.default is MISSING and field.default_factory is MISSING:

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from graftwork.adapt import SparseDelta, TrainReport, apply_deltas, compose, train_sparse
-from graftwork.adapt.training.tasks import TASKS
 from graftwork.checkpoint import open_checkpoint
 from graftwork.errors import BaseMismatch
 from graftwork.recipe import SparseRecipe
+from graftwork.texts.tasks import TASKS
 from tests.generators.transformers_models import (
     save_bert,
 )

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from graftwork.adapt.training.data import Document, Order, divide, read_corpus
-from graftwork.adapt.training.model import load_tokenizer
-from graftwork.adapt.training.tasks import TASKS
+from graftwork.adapt.training.data import Order, divide
 from graftwork.errors import DataError
+from graftwork.texts.corpus import Document, read_corpus
+from graftwork.texts.hugging_face import load_tokenizer
+from graftwork.texts.tasks import TASKS
 from tests.generators.transformers_models import (
     sentences,
 )

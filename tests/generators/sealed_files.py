@@ -8,7 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 MANIFEST = "__manifest__"
-DOMAINS = {"sync": b"graftwork-sync-1", "sparse": b"graftwork-sparse-delta-1"}
+DOMAINS = {
+    "sync": b"graftwork-sync-1",
+    "sparse": b"graftwork-sparse-delta-1",
+    "residual": b"graftwork-residual-1",
+}
 """What a seal begins with, by the name under which a file of that kind says its own."""
 
 Parts = dict[str, Any]

@@ -239,21 +239,25 @@ class AtomicFolder:
         self._fd = -1
 
     def __enter__(self) -> Self:
-        self._check_free()
+        self.check_free()
         self._fd = _claim(self.path, self.target, self._create)
         try:
-            _clear(self.path)
+            self._begin()
         except BaseException:
             self._close()
             raise
         return self
+
+    def _begin(self) -> None:
+        _clear(self.path)
 
     def _create(self) -> int:
         with suppress(FileExistsError), step("mkdir", self.path):
             self.path.mkdir()
         return _open_partial_folder(self.path)
 
-    def _check_free(self) -> None:
+    def check_free(self) -> None:
+        """Raise `TargetExists` if something stands at the target that is no empty folder."""
         target = self.target
         empty = target.is_dir() and not target.is_symlink() and next(target.iterdir(), None) is None
         if _exists(target) and not empty:
@@ -273,7 +277,7 @@ class AtomicFolder:
         try:
             for folder, _, _ in os.walk(self.path, topdown=False):
                 _sync_folder(Path(folder))
-            self._check_free()
+            self.check_free()
             _rename(self.path, self.target)
         except BaseException:
             self._discard()

@@ -19,7 +19,7 @@ from graftwork.checkpoint.dtypes import torch_form
 from graftwork.checkpoint.files import is_partial
 from graftwork.checkpoint.folder import Index, find_index, list_files, model_files, read_config
 from graftwork.checkpoint.header import Header, TensorInfo, read_source_header
-from graftwork.checkpoint.source import SourceFile
+from graftwork.checkpoint.source import Signature, SourceFile
 from graftwork.checkpoint.ties import find_ties
 from graftwork.errors import CheckpointError
 
@@ -77,6 +77,10 @@ class Checkpoint:
     def file_size(self, file: str) -> int:
         """Size in bytes of one of the checkpoint's files, as at opening."""
         return self._source(file).size
+
+    def signature(self, file: str) -> Signature:
+        """What told the state of one of the checkpoint's files from another at opening, without reading it."""
+        return self._source(file).signature
 
     def read_file_into(self, file: str, offset: int, buffer: memoryview) -> None:
         """Fill ``buffer`` with bytes of any of the checkpoint's files from ``offset``; thread-safe."""

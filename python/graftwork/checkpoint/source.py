@@ -67,6 +67,11 @@ class SourceFile:
         """Size in bytes when the file was opened."""
         return self._signature.size
 
+    @property
+    def signature(self) -> Signature:
+        """What told the file's state from another when it was opened."""
+        return self._signature
+
     def read(self, offset: int, nbytes: int) -> bytes:
         """``nbytes`` bytes from ``offset``."""
         data = bytearray(nbytes)

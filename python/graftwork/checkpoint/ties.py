@@ -26,6 +26,18 @@ def find_ties(
     return ties
 
 
+def find_tied_copies(names: Mapping[str, object], config: Mapping[str, Any] | None) -> dict[str, str]:
+    """Heads that are present although the configuration says that they are the input embedding: head to embedding.
+
+    Loaders take the embedding then, so a head with other bytes contradicts its configuration.
+    """
+    if not _says_tied(config):
+        return {}
+    embeddings = [name for name in names if name.endswith(_EMBEDDINGS)]
+    heads = [name for name in names if name == _HEAD or name.endswith("." + _HEAD)]
+    return dict.fromkeys(heads, embeddings[0]) if len(embeddings) == 1 else {}
+
+
 def _says_tied(config: Mapping[str, Any] | None) -> bool:
     config = config or {}
     text = config.get("text_config")

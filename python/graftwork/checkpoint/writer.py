@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from graftwork.checkpoint.dtypes import DTYPES, code_of, tensor_bits
 from graftwork.checkpoint.files import AtomicFile, AtomicFolder, make_folder, write_file
@@ -69,7 +69,7 @@ def write_checkpoint(
             raise ValueError("config, max_shard_bytes and other_files need a folder, not a .safetensors path")
         _write_shard(path, tensors, codes, metadata)
         return
-    shards = _plan_shards(tensors, max_shard_bytes)
+    shards = plan_shards(tensors, max_shard_bytes)
     files = _small_files(path, shards, tensors, config, other_files)
     with AtomicFolder(path) as folder:
         for file, names in shards.items():
@@ -77,6 +77,78 @@ def write_checkpoint(
         for file, data in files.items():
             make_folder((folder.path / file).parent)
             write_file(folder.path / file, data)
+
+
+class Planned(NamedTuple):
+    """A tensor that is yet to be made: its dtype code and its shape as safetensors counts it."""
+
+    code: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return (tensor_bits(self.code, self.shape) or 0) // 8
+
+
+def stream_checkpoint(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Planned],
+    make: Callable[[str], torch.Tensor],
+    *,
+    metadata: Mapping[str, str] | None = None,
+    config: Mapping[str, Any] | None = None,
+    max_shard_bytes: int | None = None,
+    other_files: Mapping[str, bytes | Callable[[], Iterable[bytes | memoryview]]] | None = None,
+) -> None:
+    """`write_checkpoint` for tensors that are made one by one: ``make(name)`` is called when a tensor's turn has come.
+
+    What it returns is of the planned dtype and shape, and is dropped before the next one is made. ``other_files`` may be
+    functions that give a file's pieces. The bytes are those of `write_checkpoint`.
+    """
+    metadata = {"format": "pt"} if metadata is None else dict(metadata)
+    path = Path(path)
+    _check_metadata(metadata, path)
+    if path.suffix == SUFFIX:
+        if config is not None or max_shard_bytes is not None or other_files is not None:
+            raise ValueError("config, max_shard_bytes and other_files need a folder, not a .safetensors path")
+        _stream_shard(path, tensors, make, metadata)
+        return
+    shards = plan_shards(tensors, max_shard_bytes)
+    whole = {name: data for name, data in (other_files or {}).items() if isinstance(data, bytes)}
+    pieces = {name: data for name, data in (other_files or {}).items() if not isinstance(data, bytes)}
+    files = _small_files(path, shards, tensors, config, whole | dict.fromkeys(pieces, b""))
+    with AtomicFolder(path) as folder:
+        for file, names in shards.items():
+            _stream_shard(folder.path / file, {name: tensors[name] for name in names}, make, metadata)
+        for file, data in files.items():
+            make_folder((folder.path / file).parent)
+            with AtomicFile(folder.path / file) as target:
+                for piece in pieces[file]() if file in pieces else (data,):
+                    target.write(piece)
+
+
+def _stream_shard(
+    path: Path,
+    tensors: Mapping[str, Planned],
+    make: Callable[[str], torch.Tensor],
+    metadata: Mapping[str, str],
+) -> None:
+    order, begin = make_header(tensors, metadata)
+    with AtomicFile(path, replace=False) as file:
+        file.write(begin)
+        for name in order:
+            tensor = make(name)
+            found = Planned(_check_tensor(name, tensor, path), tuple(_shape(tensor, tensors[name].code)))
+            if found != tensors[name]:
+                raise CheckpointError(
+                    "a tensor came out in another form than planned",
+                    file=path,
+                    tensor=name,
+                    got=f"{found.code} {list(found.shape)}",
+                    wanted=f"{tensors[name].code} {list(tensors[name].shape)}",
+                )
+            file.write(_payload(tensor))
 
 
 def checkpoint_bytes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
@@ -139,7 +211,12 @@ def _shape(tensor: torch.Tensor, code: str) -> list[int]:
     return shape if packed == 1 else [*shape[:-1], shape[-1] * packed]
 
 
-def _plan_shards(tensors: Mapping[str, torch.Tensor], limit: int | None) -> dict[str, list[str]]:
+class _Sized(Protocol):
+    @property
+    def nbytes(self) -> int: ...
+
+
+def plan_shards(tensors: Mapping[str, _Sized], limit: int | None) -> dict[str, list[str]]:
     """File name to tensor names, filled in the order of the tensors."""
     if limit is not None and limit <= 0:
         raise ValueError(f"max_shard_bytes must be positive, got {limit}")
@@ -159,7 +236,7 @@ def _plan_shards(tensors: Mapping[str, torch.Tensor], limit: int | None) -> dict
 def _small_files(
     path: Path,
     shards: Mapping[str, Iterable[str]],
-    tensors: Mapping[str, torch.Tensor],
+    tensors: Mapping[str, _Sized],
     config: Mapping[str, Any] | None,
     other_files: Mapping[str, bytes] | None,
 ) -> dict[str, bytes]:

@@ -45,9 +45,10 @@ class StoredCheckpoint:
         self._files = {file.path: file for file in entry.files}
         self.other_files = tuple(file.path for file in entry.files if not file.holds_tensors)
         metadata = {k: v for header in self.headers.values() for k, v in header.metadata.items()}
-        self.tied: Mapping[str, str] = find_ties(self.tensors, metadata, self._config())
+        self.config = self._read_config()
+        self.tied: Mapping[str, str] = find_ties(self.tensors, metadata, self.config)
 
-    def _config(self) -> dict[str, Any] | None:
+    def _read_config(self) -> dict[str, Any] | None:
         if "config.json" not in self.other_files:
             return None
         text = self.store.objects.blob(self._files["config.json"].blob, MAX_JSON_BYTES)

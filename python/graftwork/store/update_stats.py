@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import Any
+
+from graftwork.delta.survival import Survival, finite
 
 __all__ = ["Survival", "UpdateStats"]
 
-S = TypeVar("S", "Survival", "UpdateStats")
 
-
-def _sum(a: S, b: S) -> S:
+def _sum(a: UpdateStats, b: UpdateStats) -> UpdateStats:
     """Field by field; the largest of two maxima, and what only one side has is taken as it is."""
     parts = ((f.name, getattr(a, f.name), getattr(b, f.name)) for f in fields(a))
-    return type(a)(**{k: max(x, y) if k.startswith("max") else _plus(x, y) for k, x, y in parts})
+    return UpdateStats(**{k: max(x, y) if k.startswith("max") else _plus(x, y) for k, x, y in parts})
 
 
 def _plus(x: Any, y: Any) -> Any:
@@ -24,59 +24,6 @@ def _plus(x: Any, y: Any) -> Any:
 def _ratio(numerator: float, denominator: float) -> float | None:
     """The quotient, or None where it is undefined."""
     return numerator / denominator if denominator else None
-
-
-def _finite(value: Any) -> Any:
-    """``value`` as JSON can carry it: None for NaN and infinities."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-@dataclass(frozen=True, slots=True)
-class Survival:
-    """What is left of the update ``tuned - base`` once both checkpoints are saved in a narrower dtype.
-
-    ``changed`` elements should differ; ``lost`` of them no longer do; ``overflow`` finite elements of the
-    fine-tune become infinite. The squares and ``dot`` are sums in fp64 over pairs that are finite.
-    """
-
-    changed: int
-    lost: int
-    overflow: int
-    wanted_square: float
-    saved_square: float
-    dot: float
-
-    __add__ = _sum
-
-    @property
-    def lost_share(self) -> float | None:
-        """Share of the changed elements that the rounding takes back, in [0, 1]; None if none changed."""
-        return _ratio(self.lost, self.changed)
-
-    @property
-    def retained_norm(self) -> float | None:
-        """``||saved update|| / ||update||``; None if there is no update."""
-        return _ratio(math.sqrt(self.saved_square), math.sqrt(self.wanted_square))
-
-    @property
-    def cosine(self) -> float | None:
-        """Cosine between saved and wanted update; 0 if nothing is left, None if there is no update."""
-        if not self.wanted_square:
-            return None
-        if not self.saved_square:
-            return 0.0
-        return min(1.0, self.dot / self.wanted_square * math.sqrt(self.wanted_square / self.saved_square))
-
-    def to_dict(self) -> dict[str, int | float | None]:
-        """JSON-able: counts, ``lost_share``, ``retained_norm`` and ``cosine``."""
-        return {
-            "changed": self.changed,
-            "lost": self.lost,
-            "overflow": self.overflow,
-            "lost_share": self.lost_share,
-            "retained_norm": _finite(self.retained_norm),
-            "cosine": _finite(self.cosine),
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +74,9 @@ class UpdateStats:
             "elements": self.elements,
             "changed": self.changed,
             "changed_share": self.changed_share,
-            "update_norm": _finite(self.update_norm),
-            "relative_norm": _finite(self.relative_norm),
-            "max_update": _finite(self.max_update),
+            "update_norm": finite(self.update_norm),
+            "relative_norm": finite(self.relative_norm),
+            "max_update": finite(self.max_update),
             "base_nan": self.base_nan,
             "base_inf": self.base_inf,
             "tuned_nan": self.tuned_nan,

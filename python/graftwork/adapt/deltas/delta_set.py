@@ -15,11 +15,11 @@ from torch import Tensor
 
 from graftwork.adapt.deltas.arrangement import arranged
 from graftwork.adapt.deltas.fit import Fit, Place, check_apart, fit_delta, place_of
-from graftwork.adapt.deltas.interrupts import interrupts_deferred
 from graftwork.adapt.deltas.member import Member, Replacement, Undo
 from graftwork.adapt.deltas.sparse_delta import SparseDelta
 from graftwork.adapt.deltas.targets import Target, check_digest, check_dtypes
 from graftwork.adapt.deltas.weight_group import Part, WeightGroup
+from graftwork.delta.interrupts import interrupts_deferred
 
 if TYPE_CHECKING:
     from torch import nn

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +13,13 @@ from torch import nn
 from graftwork.adapt.deltas.composition import compose
 from graftwork.adapt.deltas.sparse_delta import SparseDelta
 from graftwork.adapt.roles import Roles, assign_roles, untie_output_embedding_
-from graftwork.adapt.training.data import Label, derived_seed
-from graftwork.adapt.training.tasks import TASKS, Task
+from graftwork.adapt.training.data import derived_seed
 from graftwork.checkpoint import Checkpoint, open_checkpoint
-from graftwork.errors import BaseMismatch, CheckpointError, MissingExtra, RecipeError
+from graftwork.errors import BaseMismatch, CheckpointError, RecipeError
 from graftwork.recipe import SparseRecipe
+from graftwork.texts.corpus import Label
+from graftwork.texts.hugging_face import reading_folder, transformers_module
+from graftwork.texts.tasks import TASKS, Task
 
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float32}  # float16 needs loss scaling
 
@@ -41,23 +41,6 @@ class LoadedModel:
     def stored(self, delta: SparseDelta, folder: Path) -> SparseDelta:
         """A delta of the model as one of its folder: with its names, dtypes and digests."""
         return delta.renamed(lambda name: self.stored_names.get(name, name)).for_base(folder)
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a model's folder."""
-    with _transformers() as transformers, _reading(folder, "a tokenizer"):
-        return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-
-
-def ordered_labels(folder: Path, labels: Sequence[Label]) -> list[Label]:
-    """The labels in the order of the folder's model, if that is a model of these classes; else as they are."""
-    try:
-        table = json.loads((folder / "config.json").read_text("utf-8"))["id2label"]
-        order = {str(name): int(number) for number, name in table.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return list(labels)
-    known = order.keys() == {str(label) for label in labels}
-    return sorted(labels, key=lambda label: order[str(label)]) if known else list(labels)
 
 
 def load_model(recipe: SparseRecipe, task: Task, tokenizer: Any, labels: Sequence[Label]) -> LoadedModel:
@@ -90,44 +73,6 @@ def load_model(recipe: SparseRecipe, task: Task, tokenizer: Any, labels: Sequenc
     return LoadedModel(model.to(device), roles, names, made, notes)
 
 
-@contextmanager
-def _transformers() -> Iterator[Any]:
-    """The transformers module, silent meanwhile."""
-    try:
-        import transformers
-    except ImportError as error:
-        raise MissingExtra(
-            "Hugging Face models are read by transformers, which is not installed",
-            remedy="pip install 'graftwork[hf]'",
-        ) from error
-    log = transformers.utils.logging
-    verbosity, bar = log.get_verbosity(), log.is_progress_bar_enabled()
-    log.set_verbosity_error()
-    log.disable_progress_bar()
-    try:
-        yield transformers
-    finally:
-        log.set_verbosity(verbosity)
-        if bar:
-            log.enable_progress_bar()
-
-
-@contextmanager
-def _reading(folder: Path, what: str) -> Iterator[None]:
-    """Turns what transformers raises at a folder that does not suit it into one kind of error."""
-    if not folder.is_dir():
-        raise CheckpointError("there is no such folder", file=folder, wanted="a Hugging Face model's folder")
-    try:
-        yield
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
-        raise CheckpointError(
-            f"transformers finds no {what.removeprefix('a ')} in the folder that it can read",
-            file=folder,
-            got=" ".join(str(error).split())[:300],
-            wanted=f"{what}, as save_pretrained writes it",
-        ) from error
-
-
 def _device(recipe: SparseRecipe) -> str:
     if recipe.device == "cuda" and not torch.cuda.is_available():
         raise RecipeError("wrong value for 'device'", got="cuda", wanted="cpu: torch finds no GPU here")
@@ -141,8 +86,8 @@ def _load(recipe: SparseRecipe, checkpoint: Checkpoint, labels: Sequence[Label])
     codes = {info.dtype for info in checkpoint.tensors.values()} & set(_DTYPES)
     stored = _DTYPES[codes.pop()] if len(codes) == 1 else torch.float32
     dtype = stored if recipe.dtype == "auto" else getattr(torch, recipe.dtype)
-    with _transformers() as transformers:
-        with _reading(recipe.model, "a model"):
+    with transformers_module() as transformers:
+        with reading_folder(recipe.model, "a model"):
             config = transformers.AutoConfig.from_pretrained(recipe.model, local_files_only=True)
         task = TASKS[recipe.task]
         if type(config) not in getattr(transformers, task.mapping):
@@ -154,7 +99,7 @@ def _load(recipe: SparseRecipe, checkpoint: Checkpoint, labels: Sequence[Label])
         if labels:
             config.num_labels, config.problem_type = len(labels), "single_label_classification"
         torch.manual_seed(derived_seed(recipe.seed, "head"))
-        with _reading(recipe.model, "a model"):
+        with reading_folder(recipe.model, "a model"):
             model, info = getattr(transformers, task.architecture).from_pretrained(
                 recipe.model,
                 config=config,

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from graftwork.adapt.training.data import Label
+from graftwork.texts.corpus import Label
 
 
 @dataclass(frozen=True, slots=True)

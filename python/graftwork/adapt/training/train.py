@@ -16,15 +16,17 @@ from torch import Tensor
 from graftwork.adapt.deltas.sparse_delta import SparseDelta
 from graftwork.adapt.lottery.finetuner import LotterySparseFinetuner
 from graftwork.adapt.lottery.phase import Phase
-from graftwork.adapt.training.data import Label, Order, derived_seed, divide, read_corpus
-from graftwork.adapt.training.model import LoadedModel, load_model, load_tokenizer, ordered_labels
+from graftwork.adapt.training.data import Order, derived_seed, divide
+from graftwork.adapt.training.model import LoadedModel, load_model
 from graftwork.adapt.training.report import Evaluation, PhaseReport, TrainReport
 from graftwork.adapt.training.stage import LotteryStage, SpielStage, Stage, exchange_policy
 from graftwork.adapt.training.state import StateFile, StopRequest, check_places, report_path
-from graftwork.adapt.training.tasks import TASKS, Piece, Task
 from graftwork.checkpoint.files import make_folder, write_file
 from graftwork.errors import CheckpointError, GraftworkError, RecipeError
 from graftwork.recipe import SparseRecipe, load_recipe
+from graftwork.texts.corpus import Label, read_corpus
+from graftwork.texts.hugging_face import load_tokenizer, ordered_labels
+from graftwork.texts.tasks import TASKS, Piece, Task
 
 __all__ = ["Evaluation", "PhaseReport", "TrainReport", "train_sparse"]
 

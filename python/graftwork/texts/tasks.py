@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from graftwork.adapt.training.data import Document, Label
 from graftwork.errors import DataError, RecipeError
+from graftwork.texts.corpus import Document, Label
 
 IGNORED = -100
 #: BERT's: the share of tokens that is predicted, and what becomes of those: a mask, another token, or the same.
