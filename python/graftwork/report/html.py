@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from graftwork.store.diff import CheckpointDiff
     from graftwork.store.results import PackResult
 
-__all__ = ["Table", "write_report"]
+__all__ = ["Table", "page", "write_report"]
 
 MAX_CELLS = 2700
 MAX_ROWS = 500
@@ -89,10 +89,11 @@ def write_report(
         rest = count_of(len(diffs) - sections, "more fine-tune")
         body.append(f'<p class="soft">{rest} left out; graftwork diff --report shows each.</p>')
     body.append(f"<footer>graftwork {escape(__version__)}</footer>")
-    write_file(path, _page(title, "\n".join(body)).encode())
+    write_file(path, page(title, "\n".join(body)).encode())
 
 
-def _page(title: str, body: str) -> str:
+def page(title: str, body: str) -> str:
+    """A whole document around ``body``, which is markup already."""
     style = resources("graftwork.report").joinpath("style.css").read_text()
     for letter, colour in _PALETTES.items():
         for step in range(STEPS):
