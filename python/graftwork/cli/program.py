@@ -13,11 +13,13 @@ from typer.core import TyperGroup
 from graftwork import __version__
 from graftwork.cli.adapt import adapt
 from graftwork.cli.checkout import checkout
+from graftwork.cli.compose import compose
 from graftwork.cli.diff import diff
 from graftwork.cli.gc import gc
 from graftwork.cli.info import info
 from graftwork.cli.list import list_
 from graftwork.cli.pack import pack
+from graftwork.cli.rebase import rebase
 from graftwork.cli.remove import remove
 from graftwork.cli.squash import squash
 from graftwork.cli.terminal import print_error, print_warning
@@ -59,7 +61,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (pack, list_, diff, verify, checkout, squash, remove, gc, info):
+for verb in (pack, list_, diff, verify, checkout, compose, rebase, squash, remove, gc, info):
     app.command(verb.__name__.rstrip("_"))(verb)
 app.add_typer(adapt, name="adapt")
 
