@@ -28,7 +28,9 @@ STEMS = (
     "sparse_update",
     "sparse_finetuning",
     "cross_lingual",
+    "rebase",
     "store",
+    "skill_pack",
     "sync",
 )
 BUSY = "busy neighbour: 2 threads are slower than 1 right now, so the record is void; run again later"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
+from bench.markdown import NOT_MEASURED, Document, markdown, per_machine, unique
+from bench.rebase_tables import verdicts, versions
+from bench.skill_pack_tables import codecs as pack_codecs
+from bench.skill_pack_tables import selections as pack_selections
 from bench.store import CODECS
 from bench.updates import MAIN_UPDATE
 
-Document = dict[str, Any]
-NOT_MEASURED = "not measured"
 JOBS = ("pack", "checkout")
 FLOORS = {
     "copy": "copy in memory",
@@ -21,17 +22,17 @@ FLOORS = {
 
 def sizes(documents: Sequence[Document]) -> str:
     """Percent of the fine-tune file, by codec or peer and case, and its ratio to the entropy bound."""
-    return _per_machine(documents, _sizes)
+    return per_machine(documents, _sizes)
 
 
 def speeds(documents: Sequence[Document]) -> str:
     """MB/s of fine-tune bytes, by implementation and thread count, for one case, and how much of it is digests."""
-    return _per_machine(documents, _speeds)
+    return per_machine(documents, _speeds)
 
 
 def operations(documents: Sequence[Document]) -> str:
     """GB/s and share of the measured peak, by operation, dtype and size."""
-    table = _per_machine(documents, _operations)
+    table = per_machine(documents, _operations)
     return (
         table
         if any("gpu" in document["machine"] for document in documents)
@@ -41,37 +42,37 @@ def operations(documents: Sequence[Document]) -> str:
 
 def codes(documents: Sequence[Document]) -> str:
     """Size and MB/s of entropy codes of one tensor, by case and implementation."""
-    return _per_machine(documents, _codes)
+    return per_machine(documents, _codes)
 
 
 def step(documents: Sequence[Document]) -> str:
     """Payload, GB/s and memory of one weight sync."""
-    return _per_machine(documents, _step)
+    return per_machine(documents, _step)
 
 
 def updates(documents: Sequence[Document]) -> str:
     """Milliseconds of the sparse updates, their share of the measured peak, and the peers' times beside."""
-    return _per_machine(documents, _updates)
+    return per_machine(documents, _updates)
 
 
 def methods(documents: Sequence[Document]) -> str:
     """Accuracy, tuned weights, memory and time by method of fine-tuning."""
-    return _per_machine(documents, _methods)
+    return per_machine(documents, _methods)
 
 
 def transfer(documents: Sequence[Document]) -> str:
     """Accuracy by what is added to the base, and by how the deltas were made."""
-    return _per_machine(documents, _transfer)
+    return per_machine(documents, _transfer)
 
 
 def times(documents: Sequence[Document]) -> str:
     """Milliseconds of imports and commands."""
-    return _per_machine(documents, _times)
+    return per_machine(documents, _times)
 
 
 def peaks(documents: Sequence[Document]) -> str:
     """Peak anonymous memory of pack and checkout, and its limit."""
-    return _per_machine(documents, _peaks)
+    return per_machine(documents, _peaks)
 
 
 TABLES: dict[str, dict[str, Callable[[Sequence[Document]], str]]] = {
@@ -81,35 +82,12 @@ TABLES: dict[str, dict[str, Callable[[Sequence[Document]], str]]] = {
     "sparse_update": {"updates": updates},
     "sparse_finetuning": {"methods": methods},
     "cross_lingual": {"transfer": transfer},
+    "rebase": {"verdicts": verdicts, "versions": versions},
+    "skill_pack": {"codecs": pack_codecs, "selections": pack_selections},
     "sync": {"step": step},
     "imports": {"times": times},
     "memory": {"peaks": peaks},
 }
-
-
-def _per_machine(documents: Sequence[Document], table: Callable[[Document], str]) -> str:
-    """One table a machine, each under a line that says where it was measured."""
-    if not documents:
-        return f"*{NOT_MEASURED}*"
-    return "\n\n".join(f"{_place(document)}\n\n{table(document)}" for document in documents)
-
-
-def _place(document: Document) -> str:
-    facts = document["machine"]
-    parts = [f"{facts['cpu']}, {facts['cores']} cores, {facts['isa_level']}", f"torch {facts['torch']}"]
-    if "gpu" in facts:
-        parts = [facts["gpu"], f"CUDA {facts['cuda']}", f"torch {facts['torch']}"]
-    commit = document["commit"] + (" with local changes" if document["dirty"] else "")
-    return f"*Measured on {', '.join(parts)}; {document['date']}, commit {commit}.*"
-
-
-def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _unique(values: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(values))
 
 
 # ---- store ----
@@ -117,9 +95,9 @@ def _unique(values: Iterable[str]) -> list[str]:
 
 def _sizes(document: Document) -> str:
     packed = [row for row in document["records"] if row["operation"] == "pack"]
-    cases = _unique(row["case"] for row in packed)
+    cases = unique(row["case"] for row in packed)
     cells = {(row["implementation"], row["case"]): _size(row) for row in packed}
-    names = _unique(row["implementation"] for row in packed)
+    names = unique(row["implementation"] for row in packed)
     names.sort(key=lambda name: name == "bound")  # stable: the bound last
     rows = [[_label(name), *(cells.get((name, case), "") for case in cases)] for name in names]
     found = {(row["implementation"], row["case"]): row["facts"] for row in packed}
@@ -128,7 +106,7 @@ def _sizes(document: Document) -> str:
             _ratio(found.get((f"graftwork {codec}", case)), found.get(("bound", case))) for case in cases
         ]
         rows.append([f"*{codec} ÷ that entropy*", *ratios])
-    return _markdown(["% of the fine-tune file", *cases], rows)
+    return markdown(["% of the fine-tune file", *cases], rows)
 
 
 def _label(name: str) -> str:
@@ -162,7 +140,7 @@ def _speeds(document: Document) -> str:
                 cells += [_speed(row, threads), _digests(row, threads)]
             cells.append(_speed(found.get(("tensor", name)), threads))
             lines.append([f"**{name}**, {_threads(threads)}", *cells])
-    peers = _unique(row["implementation"] for row in rows if row["operation"] == "pack")
+    peers = unique(row["implementation"] for row in rows if row["operation"] == "pack")
     for name in (name for name in peers if name != "bound" and not name.startswith("graftwork")):
         pack, checkout = (_speed(row, _best(row)) for row in (found.get((job, name)) for job in JOBS))
         lines.append([name, pack, "–", checkout, "–", "–"])
@@ -172,7 +150,7 @@ def _speeds(document: Document) -> str:
         lines.append([f"*{label}*", speed, "–", speed, "–", speed])
     digests = "of it SHA-256"
     head = [f"MB/s of fine-tune bytes ({MAIN_UPDATE})", "pack", digests, "checkout", digests, "`.tensor`"]
-    return _markdown(head, lines)
+    return markdown(head, lines)
 
 
 def _threads(label: str) -> str:
@@ -201,11 +179,11 @@ def _speed(row: Document | None, threads: str) -> str:
 
 def _operations(document: Document) -> str:
     rows = document["records"]
-    labels = _unique(label for row in rows for label in row["runs"])
+    labels = unique(label for row in rows for label in row["runs"])
     found = {
         (row["operation"], row["dtype"], tuple(row["shape"]), row["implementation"]): row for row in rows
     }
-    others = [name for name in _unique(row["implementation"] for row in rows) if name != "graftwork"]
+    others = [name for name in unique(row["implementation"] for row in rows) if name != "graftwork"]
     lines = []
     for operation, dtype, shape in dict.fromkeys(key[:3] for key in found):
         ours = found[operation, dtype, shape, "graftwork"]
@@ -220,7 +198,7 @@ def _operations(document: Document) -> str:
         *(f"graftwork, {_threads(label)}" for label in labels),
         *others,
     ]
-    return _markdown(head, lines)
+    return markdown(head, lines)
 
 
 def _bandwidth(row: Document, label: str, *, fraction: bool = True) -> str:
@@ -245,7 +223,7 @@ def _codes(document: Document) -> str:
     keys = ("operation", "implementation", "case", "dtype")
     found = {(*(row[key] for key in keys), row["shape"][0]): row for row in rows}
     bounds = {key[2:]: row["facts"]["size_percent"] for key, row in found.items() if key[1] == "bound"}
-    labels = _unique(label for row in rows for label in row["runs"])
+    labels = unique(label for row in rows for label in row["runs"])
     lines = []
     for (operation, implementation, *rest), row in found.items():
         if operation not in CALLS or implementation == "bound":
@@ -260,7 +238,7 @@ def _codes(document: Document) -> str:
         cells += [_beside_memcpy(call, label, 1e6) for call in (row, other) for label in labels]
         lines.append([f"{case}, {dtype} {_numel(numel)}: {name}", *cells])
     columns = [f"{call}, {_threads(label)}" for call in ("encode", "decode + apply") for label in labels]
-    return _markdown(["MB/s of fine-tune bytes (% of memcpy)", "size, %", "÷ entropy", *columns], lines)
+    return markdown(["MB/s of fine-tune bytes (% of memcpy)", "size, %", "÷ entropy", *columns], lines)
 
 
 def _numel(count: int) -> str:
@@ -279,9 +257,9 @@ def _beside_memcpy(row: Document | None, label: str, unit: float) -> str:
 
 def _step(document: Document) -> str:
     found = {(row["operation"], row["implementation"]): row for row in document["records"]}
-    labels = _unique(label for row in document["records"] for label in row["runs"])
+    labels = unique(label for row in document["records"] for label in row["runs"])
     lines = []
-    for name in _unique(
+    for name in unique(
         name for call in ("apply", "encode") for operation, name in found if operation == call
     ):
         encode, apply_ = found.get(("encode", name)), found.get(("apply", name))
@@ -292,7 +270,7 @@ def _step(document: Document) -> str:
     columns = [f"{call}, {_threads(label)}" for call in ("encode", "apply") for label in labels]
     case = document["records"][0]["case"] if document["records"] else ""
     head = [f"GB/s of the weights of {case} (% of memcpy)", "payload, %", *columns, "memory of apply, MB"]
-    return _markdown(head, lines)
+    return markdown(head, lines)
 
 
 # ---- sparse_update and sparse_finetuning ----
@@ -300,7 +278,7 @@ def _step(document: Document) -> str:
 
 def _updates(document: Document) -> str:
     rows = document["records"]
-    labels = _unique(label for row in rows for label in row["runs"])
+    labels = unique(label for row in rows for label in row["runs"])
     found = {(row["operation"], row["case"], row["implementation"]): row for row in rows}
     lines = []
     for operation, case in dict.fromkeys(key[:2] for key in found):
@@ -317,7 +295,7 @@ def _updates(document: Document) -> str:
         )
     size = f"{rows[0]['shape'][0] >> 20}Mi fp32 weights" if rows else ""
     head = [f"ms a call, {size}", *(_threads(label) for label in labels), "of the peak", "peers (× ours)"]
-    return _markdown(head, lines)
+    return markdown(head, lines)
 
 
 def _milliseconds(row: Document, label: str) -> str:
@@ -355,14 +333,14 @@ def _methods(document: Document) -> str:
         "step, ms",
         "of it update, ms",
     ]
-    return _markdown(head, lines)
+    return markdown(head, lines)
 
 
 def _transfer(document: Document) -> str:
     found = {(row["case"], row["implementation"]): row["facts"] for row in document["records"]}
-    cases, arms = (_unique(key[part] for key in found) for part in (0, 1))
+    cases, arms = (unique(key[part] for key in found) for part in (0, 1))
     lines = [[case, *(_score(found.get((case, arm))) for arm in arms)] for case in cases]
-    return _markdown(["accuracy, %", *arms], lines)
+    return markdown(["accuracy, %", *arms], lines)
 
 
 def _score(facts: Document | None) -> str:
@@ -383,7 +361,7 @@ def _times(document: Document) -> str:
     for row in rows:
         if row[0] == "`import graftwork`":
             row[0], row[2] = "`import graftwork` after `import torch`", f"{document['targets'][0]['limit']:g}"
-    return _markdown(["", "ms", "limit"], rows)
+    return markdown(["", "ms", "limit"], rows)
 
 
 def _peaks(document: Document) -> str:
@@ -394,4 +372,4 @@ def _peaks(document: Document) -> str:
         codec = row["implementation"].removeprefix("graftwork ")
         what = f"{row['operation']} ({codec}) of {size:.1f} GB, largest tensor {largest:.0f} MB"
         rows.append([what, f"{facts['peak_rss_anon_mb']:.0f}", f"{target['limit']:.0f}"])
-    return _markdown(["MB above `import torch`", "peak RssAnon", "limit (300 MB + 2 tensors)"], rows)
+    return markdown(["MB above `import torch`", "peak RssAnon", "limit (300 MB + 2 tensors)"], rows)
