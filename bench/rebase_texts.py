@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
@@ -13,19 +13,20 @@ from bench.corpora import installed_text, manual_pages
 from bench.corpora.labelled import LabelledText, fortune_topics
 from bench.models import minilm
 from bench.models.encoder import SentenceEncoder
+from bench.rebase_digits import Weights, copied
 from bench.tiny import TinyConfig, TinyLM, byte_tokens, evaluate, train
 from bench.tiny.classifier import TextClassifier, batches, loss_of
 from bench.tiny.masked_lm import MaskedLM, windows
 
-Weights = dict[str, Tensor]
 LM_STEPS, LM_MORE, LM_TUNED, LM_BATCH = 200, 80, 100, 8
 TUNED_STEPS, MORE_STEPS = 90, 60
 TUNED_RATE, HEAD_RATE = 3e-4, 1e-2
 
 
-def copied(model: torch.nn.Module) -> Weights:
-    """A copy of a model's weights."""
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+@cache
+def _pages(locale: str) -> dict[str, str]:
+    """Reading them takes seconds."""
+    return manual_pages(locale)
 
 
 def permuted_units(weights: Mapping[str, Tensor], parts: Mapping[str, str], seed: int) -> Weights:
@@ -57,7 +58,7 @@ class ByteModels:
     @cached_property
     def _texts(self) -> dict[str, Tensor]:
         sources = installed_text("source", max_chars=400_000)
-        german, english = manual_pages("de"), manual_pages("")
+        german, english = _pages("de"), _pages("")
         return {
             "english": byte_tokens(list(english.values())[:250]),
             "german": byte_tokens(list(german.values())[:120]),
@@ -185,7 +186,7 @@ class Classifiers:
         model = MaskedLM(self.sentences)
         for param in model.parameters():
             param.requires_grad_(True)
-        pages = sorted(manual_pages(locale).values(), key=len)[-(8 if self.quick else 300) :]
+        pages = sorted(_pages(locale).values(), key=len)[-(8 if self.quick else 300) :]
         ids = windows(self.sentences, pages)
         generator = torch.Generator().manual_seed(0)
         steps = 2 if self.quick else steps

@@ -19,7 +19,8 @@ namespace graftwork::GRAFTWORK_LEVEL {
 using Sums = float[kTileRows];
 
 // sums[t][r] = the sum of what the tables of token t give for the digits begin .. end - 1 of the rows r < 16 * kVectors,
-// counted from the first word on.
+// counted from the first word on; begin is even. A byte has two digits: words are read from each of their bytes on, and
+// three bytes behind the last.
 template <int kTokens, int kVectors>
 inline void look_up_rows(const uint32_t* words, int begin, int end, const float* const* tables, Sums* sums) {
   FloatLanes acc[kTokens][kVectors];
@@ -28,19 +29,24 @@ inline void look_up_rows(const uint32_t* words, int begin, int end, const float*
   while (begin < end) {
     const int word = begin / kDigits, first = begin % kDigits, last = end - word * kDigits;
     WordLanes index[kVectors];
-    for (int v = 0; v < kVectors; ++v)
-      index[v] = WordLanes::load(words + word * kTileRows + kLanes * v).right(4 * first);
-    const auto step = [&](int digit) {
+    const auto add = [&](int digit) {
       for (int t = 0; t < kTokens; ++t) {
         const FloatLanes table = FloatLanes::load(tables[t] + (word * kDigits + digit) * kEntries);
         for (int v = 0; v < kVectors; ++v) acc[t][v] = acc[t][v] + FloatLanes::look_up(index[v], table);
       }
-      for (auto& lanes : index) lanes = lanes.right(4);
+    };
+    const auto add_byte = [&](int digit, bool both) {
+      for (int v = 0; v < kVectors; ++v)
+        index[v] = WordLanes::load(words + word * kTileRows + kLanes * v, digit / 2);
+      add(digit);
+      if (!both) return;
+      for (auto& lanes : index) lanes = next_digit(lanes);
+      add(digit + 1);
     };
     if (first == 0 && last >= kDigits)  // a number of digits that is known makes straight code of it
-      for (int digit = 0; digit < kDigits; ++digit) step(digit);
+      for (int digit = 0; digit < kDigits; digit += 2) add_byte(digit, true);
     else
-      for (int digit = first; digit < last && digit < kDigits; ++digit) step(digit);
+      for (int digit = first; digit < last && digit < kDigits; digit += 2) add_byte(digit, digit + 1 < last);
     begin = (word + 1) * kDigits;
   }
   for (int t = 0; t < kTokens; ++t)
@@ -58,12 +64,12 @@ inline void multiply_rows(const uint32_t* words, int count, const float* values,
     for (auto& sum : line) sum = FloatLanes::all(0);
   for (int w = 0; w < count; ++w) {
     WordLanes index[kVectors];
-    for (int v = 0; v < kVectors; ++v) index[v] = WordLanes::load(words + w * kTileRows + kLanes * v);
     for (int code = 0; code < kCodes; ++code) {
       FloatLanes value[kVectors];
       for (int v = 0; v < kVectors; ++v) {
+        const uint32_t* const from = words + w * kTileRows + kLanes * v;
+        index[v] = code * kBits % 8 ? next_digit(index[v]) : WordLanes::load(from, code * kBits / 8);
         value[v] = value_of<kBits>(index[v], table);
-        index[v] = index[v].right(kBits);
       }
       for (int t = 0; t < kTokens; ++t) {
         const FloatLanes factor = FloatLanes::all(x[t][w * kCodes + code]);
@@ -104,7 +110,7 @@ class DeltaTile {
     const int64_t length = matrix_.block ? matrix_.block / units.columns : count;
     int64_t block = 0, block_end = length;
     for (int64_t piece = 0; piece < count; piece += kPieceWords * units.a_word) {
-      uint32_t words[kPieceWords][kTileRows];
+      uint32_t words[kPieceWords + 1][kTileRows];
       load<kBits>(plane, piece / units.a_word, words[0]);
       const int64_t limit = piece + kPieceWords * units.a_word, end = limit < count ? limit : count;
       for (int64_t unit = piece; unit < end;) {

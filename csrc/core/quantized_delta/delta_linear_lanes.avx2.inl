@@ -9,8 +9,9 @@ constexpr int kAccumulators = 4;
 struct WordLanes {
   __m256i low, high;
 
-  static WordLanes load(const uint32_t* from) {
-    const __m256i* const halves = reinterpret_cast<const __m256i*>(from);
+  static WordLanes load(const uint32_t* from, int bytes = 0) {
+    const __m256i* const halves =
+        reinterpret_cast<const __m256i*>(reinterpret_cast<const uint8_t*>(from) + bytes);
     return {_mm256_loadu_si256(halves), _mm256_loadu_si256(halves + 1)};
   }
   WordLanes right(int count) const {
@@ -18,6 +19,12 @@ struct WordLanes {
     return {_mm256_srl_epi32(low, shift), _mm256_srl_epi32(high, shift)};
   }
 };
+
+// Multiplied, not shifted: permutations keep the units for shifts busy.
+inline WordLanes next_digit(WordLanes words) {
+  const __m256i factor = _mm256_set1_epi16(0x1000);
+  return {_mm256_mulhi_epu16(words.low, factor), _mm256_mulhi_epu16(words.high, factor)};
+}
 
 struct FloatLanes {
   __m256 low, high;

@@ -9,9 +9,16 @@ constexpr int kAccumulators = 16;
 struct WordLanes {
   __m512i v;
 
-  static WordLanes load(const uint32_t* from) { return {_mm512_loadu_si512(from)}; }
+  static WordLanes load(const uint32_t* from, int bytes = 0) {
+    return {_mm512_loadu_si512(reinterpret_cast<const uint8_t*>(from) + bytes)};
+  }
   WordLanes right(int count) const { return {_mm512_srl_epi32(v, _mm_cvtsi32_si128(count))}; }
 };
+
+// Multiplied, not shifted: permutations keep the units for shifts busy.
+inline WordLanes next_digit(WordLanes words) {
+  return {_mm512_mulhi_epu16(words.v, _mm512_set1_epi16(0x1000))};
+}
 
 struct FloatLanes {
   __m512 v;

@@ -27,9 +27,10 @@ constexpr int kAccumulators = 4;  // vectors of sums that registers hold
 struct WordLanes {
   uint32_t v[kLanes];
 
-  static WordLanes load(const uint32_t* from) {
+  // Of words that begin `bytes` bytes later, so that their lowest bits are others.
+  static WordLanes load(const uint32_t* from, int bytes = 0) {
     WordLanes lanes;
-    std::memcpy(lanes.v, from, sizeof lanes.v);
+    std::memcpy(lanes.v, reinterpret_cast<const uint8_t*>(from) + bytes, sizeof lanes.v);
     return lanes;
   }
   WordLanes right(int count) const {
@@ -38,6 +39,9 @@ struct WordLanes {
     return lanes;
   }
 };
+
+// Words whose lowest four bits are the second lowest four of these.
+inline WordLanes next_digit(WordLanes words) { return words.right(4); }
 
 struct FloatLanes {
   float v[kLanes];

@@ -163,7 +163,7 @@ def test_dare_draws_by_seed_and_name() -> None:
     assert set(first.unique().tolist()) == {0.0, 4.0}
     assert 0.2 < float((first != 0).double().mean()) < 0.3
     rare = one(torch.ones(40, 500), Sparse("dare", keep=1e-4, seed=3))
-    assert rare.piece("w").facts()["index"] != "philox" and set(rare.delta("w").unique().tolist()) <= {
+    assert rare.piece("w").facts()["index"] != "drawn" and set(rare.delta("w").unique().tolist()) <= {
         0.0,
         1e4,
     }

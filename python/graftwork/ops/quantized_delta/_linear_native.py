@@ -93,34 +93,18 @@ def _one() -> Tensor:
 
 
 class _Matrix(NamedTuple):
-    """A matrix, and its DeltaMatrix."""
+    """A matrix as the native code reads it: the numbers of a DeltaMatrix, and what is asked of them here."""
 
-    tensors: tuple[Tensor, Tensor, Tensor]  # which must live
     fields: tuple[int, ...]
     rows: int
+    columns: int
     bits: int
     blocks: int
     power: float
 
 
-def _matrix(codes: Tensor, scales: Tensor, zeros: Tensor, numbers: Sequence[int]) -> _Matrix:
-    bits, scheme, block, exponent, columns = numbers
-    codes, scales, zeros = _native.packed(codes), _native.packed(scales), _native.packed(zeros)
-    if bits == _RAW:
-        scales, block = _one(), -1
-    levels = _levels(bits, scheme)
-    at = _native.addresses((codes, levels, scales, zeros))
-    stride = 0 if block == -1 else scales.shape[1]
-    fields = (
-        *(at[0], codes.shape[0], columns, codes.shape[1] * codes.itemsize, bits, at[1], at[2]),
-        *(SCALE_DTYPES.index(scales.dtype), stride, max(block, 0)),
-        *((at[3], 2 ** (bits - 1)) if scheme == ASYM else (0, 0)),
-    )
-    return _Matrix((codes, scales, zeros), fields, codes.shape[0], bits, stride or 1, 2.0**exponent)
-
-
 class _Work(NamedTuple):
-    """A matrix for some rows of x: of x, of the result, their factors; where the result, or the input, starts."""
+    """A matrix for some rows of x: which, where in the result, times what; where the result, or the input, starts."""
 
     matrix: _Matrix
     tokens: list[int]
@@ -131,49 +115,124 @@ class _Work(NamedTuple):
     goes_on: bool = False
 
 
+class _Packs(NamedTuple):
+    """What the operation is given of the packs."""
+
+    codes: Sequence[Tensor]
+    scales: Sequence[Tensor]
+    zeros: Sequence[Tensor]
+    numbers: Sequence[int]
+    parts: Sequence[int]
+    values: Sequence[Tensor]
+
+
+class _Plan:
+    """The work of a call: products with plain packs and right factors, then combinations of left factors."""
+
+    def __init__(self, packs: _Packs, total: Tensor) -> None:
+        self._packs = packs
+        self._total = _native.addresses((total,))[0]
+        self._held: list[Tensor] = []  # what the addresses in the work are of
+        self.products: list[_Work] = []
+        self.combinations: list[_Work] = []
+
+    def add(self, first: int, count: int, group: int, tokens: list[int], factors: list[float]) -> None:
+        """Add the rows of a pack of `count` matrices from the number `first` on, S of whose groups begin at `group`."""
+        matrices = [self._matrix(number) for number in range(first, first + count)]
+        for start in range(0, len(tokens), _MOST_TOKENS):
+            some, scaled = tokens[start : start + _MOST_TOKENS], factors[start : start + _MOST_TOKENS]
+            if count == 1:
+                power = [matrices[0].power * factor for factor in scaled]
+                self.products.append(_Work(matrices[0], some, some, power, self._total))
+                continue
+            for number in range(0, count, 2):
+                values = self._packs.values[group + number // 2]
+                self._add_factors(matrices[number], matrices[number + 1], values, some, scaled, number > 0)
+
+    def _add_factors(
+        self,
+        right: _Matrix,
+        left: _Matrix,
+        values: Tensor,
+        tokens: list[int],
+        factors: list[float],
+        goes_on: bool,
+    ) -> None:
+        inner, values = torch.zeros(len(tokens), right.rows), _native.packed(values)
+        self._held += [inner, values]
+        here, weights = _native.addresses((inner, values))
+        places = list(range(len(tokens)))
+        self.products.append(_Work(right, tokens, places, [right.power] * len(tokens), here))
+        power = [left.power * factor for factor in factors]
+        self.combinations.append(_Work(left, tokens, tokens, power, here, weights, goes_on))
+
+    def _matrix(self, number: int) -> _Matrix:
+        given = self._packs
+        bits, scheme, block, exponent, columns = given.numbers[5 * number : 5 * number + 5]
+        codes, scales, zeros = (
+            _native.packed(tensors[number]) for tensors in (given.codes, given.scales, given.zeros)
+        )
+        if bits == _RAW:
+            scales, block = _one(), -1
+        levels = _levels(bits, scheme)
+        self._held += [codes, scales, zeros]
+        at = _native.addresses((codes, levels, scales, zeros))
+        rows, width = codes.shape
+        stride = 0 if block == -1 else scales.shape[1]
+        fields = (
+            *(at[0], rows, columns, width * codes.itemsize, bits, at[1], at[2]),
+            *(SCALE_DTYPES.index(scales.dtype), stride, max(block, 0)),
+            *((at[3], 2 ** (bits - 1)) if scheme == ASYM else (0, 0)),
+        )
+        return _Matrix(fields, rows, columns, bits, stride or 1, 2.0**exponent)
+
+
 def _run(name: str, works: list[_Work], arguments: tuple[object, ...], columns: int) -> None:
     """Call delta_linear or delta_combine for pieces of work, as many at a time as a workspace has room for."""
-    while works:
-        count, room, held = 0, 0, 0
-        while count < len(works):
-            room += held
-            held = _bytes(name, works[count], columns)
-            if room + held > _ROOM and count and not works[count].goes_on:
-                break
-            count += 1
-        else:
-            room += held
-        _call(name, works[:count], arguments, columns, room)
-        works = works[count:]
+    sizes = [_bytes(name, work) for work in works]
+    start, room = 0, 0
+    for number, (work, size) in enumerate(zip(works, sizes, strict=True)):
+        if room + size > _ROOM and room and not work.goes_on:
+            _call(name, works[start:number], sizes[start:number], arguments, columns)
+            start, room = number, 0
+        room += size
+    if works:
+        _call(name, works[start:], sizes[start:], arguments, columns)
 
 
-def _bytes(name: str, work: _Work, columns: int) -> int:
-    core = _native.load("_core")
+def _bytes(name: str, work: _Work) -> int:
+    core, matrix = _native.load("_core"), work.matrix
     if name == "delta_linear":
-        return len(work.tokens) * core.delta_linear_token_bytes(columns, work.matrix.bits)
-    return core.delta_combine_bytes(len(work.tokens), work.matrix.rows, work.matrix.blocks)
+        return len(work.tokens) * core.delta_linear_token_bytes(matrix.columns, matrix.bits)
+    return core.delta_combine_bytes(len(work.tokens), matrix.rows, matrix.blocks)
 
 
-def _call(name: str, works: list[_Work], arguments: tuple[object, ...], columns: int, room: int) -> None:
-    table, tokens, places, factors = array("q"), array("q"), array("q"), array("f")
+def _call(
+    name: str, works: list[_Work], sizes: list[int], arguments: tuple[object, ...], columns: int
+) -> None:
+    table: list[int] = []
+    tokens: list[int] = []
+    places: list[int] = []
+    factors: list[float] = []
     at, products = 0, 0
-    for work in works:
-        table.extend(work.matrix.fields)
-        ends = (work.address, work.weights) if name == "delta_combine" else (work.address,)
-        table.extend((*ends, len(places), len(work.places), at))
-        if name == "delta_combine":
-            table.append(work.goes_on)
-        tokens.extend(work.tokens)
-        places.extend(work.places)
-        factors.extend(work.factors)
-        at += _bytes(name, work, columns)
-        products += len(work.tokens) * work.matrix.rows * work.matrix.fields[2]
-    lists = (tokens, places, factors) if name == "delta_linear" else (places, factors)
-    space = _native.buffer("workspace", room + 64)
+    for work, size in zip(works, sizes, strict=True):
+        matrix, count = work.matrix, len(work.tokens)
+        if name == "delta_linear":
+            table += (*matrix.fields, work.address, len(places), count, at)
+        else:
+            table += (*matrix.fields, work.address, work.weights, len(places), count, at, work.goes_on)
+        tokens += work.tokens
+        places += work.places
+        factors += work.factors
+        at += size
+        products += count * matrix.rows * matrix.columns
+    space = _native.buffer("workspace", at + 64)
     start = -_native.addresses((space,))[0] % 64
-    sizes = len(works), columns
-    threads = _native.threads_for(products, _GRAIN)
-    _native.call(name, *arguments, table, *lists, space[start:], *sizes, like=space, threads=threads)
+    lists = array("q", places), array("f", factors)
+    if name == "delta_linear":
+        lists = (array("q", tokens), *lists)
+    given = *arguments, array("q", table), *lists, space[start:], len(works), columns
+    _native.call(name, *given, like=space, threads=_native.threads_for(products, _GRAIN))
 
 
 def _rows_of(ids: list[int], factors: list[float], parts: Sequence[int]) -> dict[int, list[int]]:
@@ -203,46 +262,19 @@ def _delta_linear(
     rows: int,
 ) -> Tensor:
     scaled = factors.tolist()
-    mine = _rows_of(ids.tolist(), scaled, parts)
-    if not mine and weight is not None and (bias is None or (bias.dtype == x.dtype and bias.dim() == 1)):
+    rows_of = _rows_of(ids.tolist(), scaled, parts)
+    if not rows_of and weight is not None and (bias is None or (bias.dtype == x.dtype and bias.dim() == 1)):
         return torch.nn.functional.linear(x, weight, bias)
-    total = torch.zeros(x.shape[0], rows)
-    x = _native.packed(x)
+    total, x = torch.zeros(x.shape[0], rows), _native.packed(x)
+    plan = _Plan(_Packs(codes, scales, zeros, numbers, parts, values), total)
     first, group = 0, 0
-    products: list[_Work] = []
-    combinations: list[_Work] = []
-    inner: list[Tensor] = []
-    at_total, columns = _native.addresses((total,))[0], x.shape[1]
     for pack, count in enumerate(parts):
-        found = (
-            [
-                _matrix(codes[n], scales[n], zeros[n], numbers[5 * n : 5 * n + 5])
-                for n in range(first, first + count)
-            ]
-            if pack in mine
-            else []
-        )
-        singular = [_native.packed(value) for value in values[group : group + count // 2]]
-        for start in range(0, len(mine.get(pack, ())), _MOST_TOKENS):
-            tokens = mine[pack][start : start + _MOST_TOKENS]
-            factor = [scaled[token] for token in tokens]
-            if count == 1:
-                power = [found[0].power * one for one in factor]
-                products.append(_Work(found[0], tokens, tokens, power, at_total))
-                continue
-            for right, left, weights in zip(found[::2], found[1::2], singular, strict=True):
-                between = torch.zeros(len(tokens), right.rows)
-                inner += [between, weights]
-                here, of_values = _native.addresses((between, weights))
-                products.append(
-                    _Work(right, tokens, list(range(len(tokens))), [right.power] * len(tokens), here)
-                )
-                power = [left.power * one for one in factor]
-                combinations.append(_Work(left, tokens, tokens, power, here, of_values, left is not found[1]))
+        if mine := rows_of.get(pack):
+            plan.add(first, count, group, mine, [scaled[row] for row in mine])
         first += count
         group += count // 2
-    _run("delta_linear", products, (x, DTYPES.index(x.dtype)), columns)
-    _run("delta_combine", combinations, (total,), rows)
+    _run("delta_linear", plan.products, (x, DTYPES.index(x.dtype)), x.shape[1])
+    _run("delta_combine", plan.combinations, (total,), rows)
     return reference.rounded(total, x, weight, bias)
 
 

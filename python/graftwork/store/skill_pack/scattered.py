@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
-from graftwork.ops.merge import philox_uniform
-from graftwork.ops.quantized_delta import PackedDelta, PackFormat, delta_quantize, dequantize
-from graftwork.ops.sparse_update import decode_indices, encode_indices, topk_abs
+from graftwork.ops.quantized_delta import PackedDelta, SparsePack, sparse_add_, sparse_quant
+from graftwork.ops.sparse_update import encode_indices
 from graftwork.store.skill_pack.codecs import Prune, Sparse
 from graftwork.store.skill_pack.file import Form
 from graftwork.store.skill_pack.packed import (
@@ -24,97 +23,51 @@ from graftwork.store.skill_pack.packed import (
     packed_fields,
     packed_forms,
     read_packed,
-    scaled_down,
-    scaled_up,
 )
 from graftwork.store.skill_pack.pieces import Outline
 
 __all__ = ["Scattered", "scatter"]
 
 _VALUES = FieldNames("val", "val_scale", "val_zero")
-_FORMATS = {"int8": PackFormat(8, "sym", 128), "sign": PackFormat(1, "sign", 128)}
 _INDICES = "col"
-_DRAWN = "philox"
-_LEAST_DRAWN = 2.0**-10
+_DRAWN = "drawn"
+_DRAWS = 1 << 24
+_LEAST_DRAWN = _DRAWS >> 10
 """With a lower share entries are stored: then the values of a file bound the work of drawing their entries anew."""
-_TILE = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Drawn:
-    """Entries that are drawn by chance, each with probability ``keep``: they follow from the key and are not stored.
-
-    Entry i is there if the number of Philox4x32-10 at position i is below ``keep``.
-    """
-
-    key: tuple[int, int]
-    keep: float
-
-    def indices(self, numel: int) -> Tensor:
-        """The entries, ascending; with little memory beside them."""
-        parts = [
-            (philox_uniform(self.key, start, min(_TILE, numel - start)) < self.keep).nonzero().view(-1)
-            + start
-            for start in range(0, numel, _TILE)
-        ]
-        return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Listed:
-    """Entries that are stored, by a code of `encode_indices`."""
-
-    code: str
-    data: Tensor
-    count: int
-
-    def indices(self, numel: int) -> Tensor:
-        """The entries, ascending."""
-        dtype = torch.int32 if numel < 1 << 31 else torch.int64
-        return decode_indices(self.code, self.data.contiguous(), numel, self.count, dtype)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scattered:
-    """Values of some entries, in the order of their flat indices; halves have a power of two apart."""
+    """Values of some entries. Which they are is stored, or follows from the key that they were drawn with."""
 
     outline: Outline
-    entries: Drawn | Listed
-    values: PackedDelta | Tensor
-    exponent: int = 0
+    pack: SparsePack
     codec: ClassVar[str] = "sparse"
 
-    @property
-    def count(self) -> int:
-        """How many entries."""
-        return self.values.shape[-1]
-
     def words(self) -> str:
-        kind = "fp16" if isinstance(self.values, Tensor) else f"{self.values.format.bits}-bit"
-        share = 100 * self.count / max(self.outline.numel, 1)
-        drawn = " drawn" if isinstance(self.entries, Drawn) else ""
-        return f"{share:.3g} % of the entries{drawn}, {kind}"
+        pack = self.pack
+        kind = "fp16" if isinstance(pack.values, Tensor) else f"{pack.values.format.bits}-bit"
+        share = 100 * pack.count / max(self.outline.numel, 1)
+        return f"{share:.3g} % of the entries{' drawn' if pack.codec == _DRAWN else ''}, {kind}"
 
     def fields(self) -> dict[str, Tensor]:
-        indices = {_INDICES: self.entries.data} if isinstance(self.entries, Listed) else {}
-        if isinstance(self.values, Tensor):
-            return {**indices, _VALUES.codes: self.values}
-        return {**indices, **packed_fields(self.values, _VALUES)}
+        values, indices = self.pack.values, {} if self.pack.codec == _DRAWN else {_INDICES: self.pack.index}
+        return {
+            **indices,
+            **({_VALUES.codes: values} if isinstance(values, Tensor) else packed_fields(values, _VALUES)),
+        }
 
     def facts(self) -> dict[str, Any]:
-        values = packed_facts(self.values) if isinstance(self.values, PackedDelta) else "fp16"
-        facts = {"count": self.count, "exponent": self.exponent, "value": values}
-        if isinstance(self.entries, Drawn):
-            return {**facts, "index": _DRAWN, "keep": self.entries.keep, "key": list(self.entries.key)}
-        return {**facts, "index": self.entries.code, "index_bytes": len(self.entries.data)}
+        pack = self.pack
+        values = packed_facts(pack.values) if isinstance(pack.values, PackedDelta) else "fp16"
+        facts = {"count": pack.count, "exponent": pack.scale_exp, "index": pack.codec, "value": values}
+        if pack.codec == _DRAWN:
+            return {**facts, "below": pack.below, "key": list(pack.key)}
+        return {**facts, "index_bytes": len(pack.index)}
 
     def add_(self, total: Tensor, scale: float) -> None:
-        indices = self.entries.indices(self.outline.numel)
-        if isinstance(self.values, Tensor):
-            values = scaled_up(self.values, self.exponent)
-        else:
-            values = dequantize(self.values).view(-1)
-        total.view(-1).index_add_(0, indices.to(total.device), values.to(total.device), alpha=scale)
+        index, values = self.pack.index.to(total.device), self.pack.values.to(total.device)
+        sparse_add_(total, replace(self.pack, index=index, values=values), scale)
 
     @staticmethod
     def forms(facts: Facts, outline: Outline) -> dict[str, Form]:
@@ -124,7 +77,7 @@ class Scattered:
         check_exponent(facts["exponent"])
         forms = {}
         if index == _DRAWN:
-            _check_drawn(_drawn(facts), count, outline.numel)
+            _check_drawn(facts, count, outline.numel)
         elif type(facts["index_bytes"]) is not int or facts["index_bytes"] < 0:
             raise ValueError(f"indices of {facts['index_bytes']!r:.100} bytes")
         else:
@@ -135,74 +88,54 @@ class Scattered:
 
     @classmethod
     def read(cls, facts: Facts, outline: Outline, fields: Fields) -> Self:
-        count, values = facts["count"], facts["value"]
-        stored: PackedDelta | Tensor = fields[_VALUES.codes]
-        if values != "fp16":
-            stored = read_packed(values, (1, count), fields, _VALUES)
+        values: PackedDelta | Tensor = fields[_VALUES.codes]
+        if facts["value"] != "fp16":
+            values = read_packed(facts["value"], (1, facts["count"]), fields, _VALUES)
         elif not bool(torch.isfinite(fields[_VALUES.codes]).all()):
             raise ValueError("a value is not finite")
-        drawn = facts["index"] == _DRAWN
-        entries = _drawn(facts) if drawn else Listed(facts["index"], fields[_INDICES], count)
-        if len(entries.indices(outline.numel)) != count:
-            raise ValueError(f"there are {count} values, and not as many indices")
-        return cls(outline, entries, stored, facts["exponent"])
+        drawn: dict[str, Any] = {}
+        index = fields.get(_INDICES, torch.empty(0, dtype=torch.uint8)).contiguous()
+        if facts["index"] == _DRAWN:
+            drawn = {"key": tuple(facts["key"]), "below": facts["below"]}
+        pack = SparsePack(outline.shape, facts["index"], index, values, facts["exponent"], **drawn)
+        pack.indices()  # which refuses what is no code of so many
+        return cls(outline, pack)
 
 
-def _drawn(facts: Facts) -> Drawn:
-    (first, second), keep = facts["key"], facts["keep"]
+def _check_drawn(facts: Facts, count: int, numel: int) -> None:
+    """Refuse a number of entries that chance does not give, before drawing any."""
+    (first, second), below = facts["key"], facts["below"]
     if not all(type(word) is int and 0 <= word < 1 << 32 for word in (first, second)):
         raise ValueError(f"the key is {facts['key']!r:.100}")
-    if type(keep) not in (int, float) or not 0 <= keep <= 1:
-        raise ValueError(f"a share of {keep!r:.100} is kept")
-    return Drawn((first, second), float(keep))
-
-
-def _check_drawn(drawn: Drawn, count: int, numel: int) -> None:
-    """Refuse a number of entries that chance does not give, before drawing any."""
-    wanted = numel * drawn.keep
-    if drawn.keep < _LEAST_DRAWN or abs(count - wanted) > 10 * math.sqrt(wanted * (1 - drawn.keep)) + 10:
-        raise ValueError(f"{count} of {numel} entries, drawn with a share of {drawn.keep:g}")
+    if type(below) is not int or not _LEAST_DRAWN <= below <= _DRAWS:
+        raise ValueError(f"draws below {below!r:.100} are kept")
+    share = below / _DRAWS
+    if abs(count - numel * share) > 10 * math.sqrt(numel * share * (1 - share)) + 10:
+        raise ValueError(f"{count} of {numel} entries, drawn with a share of {share:g}")
 
 
 def scatter(codec: Prune | Sparse, delta: Tensor, outline: Outline, name: str) -> Scattered:
-    """The entries of a float32 change that a codec keeps.
-
-    Of equal magnitudes the first are kept; zeros are never stored, but where entries are drawn.
-    """
-    flat = delta.reshape(-1)
-    if isinstance(codec, Sparse) and codec.mode == "dare":
-        drawn = Drawn(_key(codec.seed, name), codec.keep)
-        indices = drawn.indices(outline.numel)
-        values = flat[indices] / codec.keep if len(indices) else flat[:0]
-        entries: Drawn | Listed = drawn
-        if codec.keep < _LEAST_DRAWN:
-            entries = Listed(*encode_indices(indices, outline.numel), len(indices))
-        return _stored(outline, entries, values, codec.value)
+    """The entries of a float32 change that a codec keeps; of equal magnitudes the first."""
     if isinstance(codec, Sparse) and codec.mode == "2:4":
-        indices = _two_of_four(delta)
-    else:
-        (indices,) = topk_abs([flat], [round(codec.keep * outline.numel)])
-    indices = indices[flat[indices] != 0]
-    listed = Listed(*encode_indices(indices, outline.numel), len(indices))
-    return _stored(outline, listed, flat[indices], codec.value)
+        return Scattered(outline, sparse_quant(delta, None, mode="2:4", value=codec.value))
+    if isinstance(codec, Sparse) and codec.mode == "dare" and codec.keep:
+        key = _key(codec.seed, name)
+        return Scattered(outline, _stored_if_rare(delta, codec, key))
+    count = 0
+    if isinstance(codec, Prune) or codec.mode == "topk":  # zeros are not worth an index
+        count = min(round(codec.keep * outline.numel), int(torch.count_nonzero(delta)))
+    return Scattered(outline, sparse_quant(delta, None, mode="topk", keep=count, value=codec.value))
 
 
-def _stored(outline: Outline, entries: Drawn | Listed, values: Tensor, kind: str) -> Scattered:
-    if kind == "fp16":
-        return Scattered(outline, entries, *scaled_down(values, torch.float16))
-    return Scattered(outline, entries, delta_quantize(values[None], None, _FORMATS[kind])[0])
+def _stored_if_rare(delta: Tensor, codec: Sparse, key: tuple[int, int]) -> SparsePack:
+    pack = sparse_quant(delta, None, mode="dare", keep=float(codec.keep), seed=key, value=codec.value)
+    if pack.below >= _LEAST_DRAWN:
+        return pack
+    code, index = encode_indices(pack.indices(), delta.numel())
+    return replace(pack, codec=code, index=index, key=(0, 0), below=0)
 
 
 def _key(seed: int, name: str) -> tuple[int, int]:
     """The key of a tensor's draws: the first two words of SHA-256 of the seed's eight bytes and the name."""
     digest = hashlib.sha256(seed.to_bytes(8, "little") + name.encode()).digest()
     return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little")
-
-
-def _two_of_four(delta: Tensor) -> Tensor:
-    """The two largest of every four of a row, ascending flat indices; the last four may be fewer."""
-    rows, columns = delta.shape
-    padded = torch.nn.functional.pad(delta.abs(), (0, -columns % 4), value=-1.0).view(rows, -1, 4)
-    order = padded.argsort(dim=2, descending=True, stable=True)[:, :, :2]
-    kept = torch.zeros_like(padded, dtype=torch.bool).scatter_(2, order, True)
-    return kept.view(rows, -1)[:, :columns].reshape(-1).nonzero().view(-1)

@@ -273,8 +273,8 @@ def _replacement(
     """What stands in for a module of which packs change these parameters."""
     nothing: list[Change | None] = [None] * count
     weights = changes.get("weight", nothing)
-    weight = module.get_parameter("weight") if "weight" in changes else None
-    plain = weight is None or (weight.dtype in _PACKED and weight.is_contiguous())
+    weight: Tensor | None = getattr(module, "weight", None)
+    plain = weight is not None and weight.dtype in _PACKED and weight.is_contiguous()
     if type(module) is nn.Linear and plain:
         return PackedLinear(module, name, rows, weights, changes.get("bias", nothing))
     if type(module) is nn.Embedding and plain and module.max_norm is None:
