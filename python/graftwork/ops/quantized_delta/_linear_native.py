@@ -228,9 +228,8 @@ def _call(
         products += count * matrix.rows * matrix.columns
     space = _native.buffer("workspace", at + 64)
     start = -_native.addresses((space,))[0] % 64
-    lists = array("q", places), array("f", factors)
-    if name == "delta_linear":
-        lists = (array("q", tokens), *lists)
+    lists: list[array[int] | array[float]] = [array("q", tokens)] if name == "delta_linear" else []
+    lists += [array("q", places), array("f", factors)]
     given = *arguments, array("q", table), *lists, space[start:], len(works), columns
     _native.call(name, *given, like=space, threads=_native.threads_for(products, _GRAIN))
 
