@@ -31,7 +31,7 @@ from graftwork.store.skill_pack.pieces import Outline, Piece
 from tests.store.skill_pack.cases import EVERY, PLAN, base_state, same, tuned_state
 from tests.store.skill_pack.handmade import Parts, changed, put_together, redigest, take_apart
 
-GOLDEN = "6f78e2ec3de8357e5f06b000be524d5c36b4e04168e9a0f38c200626551e4eb7"
+GOLDEN = "ff6ba201426433f82bb31b71e6264467e23dbde61674b333290b145561c26255"
 
 
 @pytest.fixture(scope="module")

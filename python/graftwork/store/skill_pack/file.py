@@ -164,11 +164,6 @@ class PackFile:
             self.close()
             raise
 
-    @property
-    def nbytes(self) -> int:
-        """Size of the file."""
-        return sum(self._file.file_size(name) for name in self._file.headers)
-
     def _read_manifest(self) -> str:
         said = self._header.metadata
         if said.keys() != {"format", "version", MANIFEST, SEAL} or said["format"] != FORMAT:
