@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from os import PathLike
+from typing import Self
 
 
 class GraftworkError(Exception):
@@ -40,6 +41,19 @@ class GraftworkError(Exception):
         self.remedy = remedy
         rows = {"file": self.file, "tensor": tensor, "got": got, "wanted": wanted, "remedy": remedy}
         super().__init__("\n".join([what, *(f"  {k}: {v}" for k, v in rows.items() if v is not None)]))
+
+    def placed(
+        self, *, file: str | PathLike[str] | None = None, tensor: str | None = None, before: str = ""
+    ) -> Self:
+        """The same error where more is known of the place; ``before`` comes before what is wrong."""
+        return type(self)(
+            before + self.what,
+            file=self.file if file is None else file,
+            tensor=self.tensor if tensor is None else tensor,
+            got=self.got,
+            wanted=self.wanted,
+            remedy=self.remedy,
+        )
 
 
 class CheckpointError(GraftworkError, ValueError):

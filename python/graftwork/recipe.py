@@ -11,7 +11,8 @@ import math
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from os import PathLike
 from pathlib import Path
@@ -285,9 +286,7 @@ class _Reader:
         try:
             return schema(**values)
         except RecipeError as error:  # of the schema's own check, which does not know the file
-            raise RecipeError(
-                error.what, file=self.file, got=error.got, wanted=error.wanted, remedy=error.remedy
-            ) from None
+            raise error.placed(file=self.file) from None
 
     def _table(self, value: object, where: str, wanted: str) -> Mapping[str, object]:
         if not isinstance(value, dict):
@@ -385,3 +384,14 @@ def _describe(kind: Any) -> str:
     if origin is dict:
         return f"a mapping of names to {_describe(arguments[1])}"
     return "a mapping of settings" if is_dataclass(kind) else _KINDS[kind]
+
+
+@contextmanager
+def naming_recipe(file: Path | None) -> Iterator[None]:
+    """Recipe errors within say which file they are about, if they do not yet."""
+    try:
+        yield
+    except RecipeError as error:
+        if file is None or error.file is not None:
+            raise
+        raise error.placed(file=file) from error

@@ -56,6 +56,17 @@ def run(code: str, level: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def lines_by_level(code: str) -> dict[str, list[str]]:
+    """What `code` prints at every level that this CPU has; its first line must be the level."""
+    printed = {}
+    for level in LEVELS[: LEVELS.index(WIDEST or "baseline") + 1]:
+        process = run(code, level)
+        assert process.returncode == 0, process.stderr
+        name, *printed[level] = process.stdout.splitlines()
+        assert name == level
+    return printed
+
+
 def test_every_level_gives_the_same_bits() -> None:
     """Sums too: no level uses FMA here, and all add in 16 lanes."""
     results = {}
@@ -85,7 +96,7 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("one level has nothing to keep apart")
     if not all(map(shutil.which, ("cmake", "ninja", "objdump", "nm"))):
         pytest.skip("needs cmake, ninja and binutils")
-    pybind11 = pytest.importorskip("pybind11")
+    pybind11 = pytest.importorskip("pybind11", reason="pybind11 is not installed (the extra `dev` brings it)")
     build = tmp_path_factory.mktemp("build")
     options = [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DPython_EXECUTABLE={sys.executable}"]
     subprocess.run(

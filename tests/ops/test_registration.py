@@ -154,7 +154,7 @@ def test_thread_limit() -> None:
 
 
 def test_the_native_core_names_the_operation_in_its_errors() -> None:
-    core = pytest.importorskip("graftwork._core")
+    core = pytest.importorskip("graftwork._core", reason="the native core is not built")
     with pytest.raises(ValueError, match="encode_ordinal_planes: word_bytes must be 1, 2, 4 or 8"):
         core.encode_ordinal_planes(0, 0, 0, 0, 3, True, 1)
     with pytest.raises(ValueError, match="delta_stats: a weight format must be 0"):

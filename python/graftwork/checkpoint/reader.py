@@ -11,9 +11,10 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
+from graftwork.checkpoint.closing import Closing
 from graftwork.checkpoint.digest import LEAF_BYTES
 from graftwork.checkpoint.dtypes import torch_form
 from graftwork.checkpoint.files import is_partial
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 _KEPT_OPEN = 64  # files beyond these are opened for each read
 
 
-class Checkpoint:
+class Checkpoint(Closing):
     """A checkpoint that is open for reading; use it as a context manager. Made by `open_checkpoint`.
 
     Attributes
@@ -176,14 +177,6 @@ class Checkpoint:
         """Close all files; tensors that were given out stay valid."""
         for source in self._sources.values():
             source.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:

@@ -7,9 +7,9 @@ import mmap
 import os
 import stat
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple, Protocol, Self
 
+from graftwork.checkpoint.closing import Closing
 from graftwork.errors import CheckpointError, SourceChanged
 
 
@@ -43,7 +43,7 @@ class Signature(NamedTuple):
         return f"{self.size} bytes, modified at {self.mtime_ns} ns, inode {self.inode}"
 
 
-class SourceFile:
+class SourceFile(Closing):
     """A regular file as it was when this object was made: its size, modification time and inode are kept.
 
     Reading is thread-safe. With ``keep_open=False`` the file is opened anew for each read (and must still be
@@ -172,14 +172,6 @@ class SourceFile:
     def __del__(self) -> None:
         if getattr(self, "_fd", None) is not None:  # it is missing where opening failed
             self.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _open_regular(path: Path) -> int:

@@ -91,13 +91,10 @@ def compose(
             {"methods": listed}, lambda: methods_table(METHODS.values()), as_json=as_json, quiet=quiet
         )
         return
-    for value, hint in ((recipe, "RECIPE.yaml"), (out, "--out")):
-        if value is None:
-            raise typer.BadParameter("missing", param_hint=hint)
+    if recipe is None or out is None:
+        raise typer.BadParameter("missing", param_hint="RECIPE.yaml" if recipe is None else "--out")
     if (lora is None) != (rank is None):
         raise typer.BadParameter("an adapter needs both --lora and --rank", param_hint="--lora")
-    assert recipe is not None
-    assert out is not None
     options: dict[str, Any] = {} if shard_bytes is None else {"max_shard_bytes": shard_bytes}
     options |= {"dry_run": dry_run, "resume": resume, "threads": threads, "store_base": store_base}
     _run(recipe, out, options, lora, rank, store, as_json, quiet)

@@ -13,10 +13,11 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType, TracebackType
-from typing import Any, NoReturn, Self
+from types import MappingProxyType
+from typing import Any, NoReturn
 
 from graftwork.checkpoint import Checkpoint, open_checkpoint
+from graftwork.checkpoint.closing import Closing
 from graftwork.checkpoint.folder import read_config
 from graftwork.checkpoint.foreign import CONVERT_PICKLE
 from graftwork.checkpoint.paths import resolve_inside
@@ -65,7 +66,7 @@ class Factors:
     magnitude: str | None = None
 
 
-class Adapter:
+class Adapter(Closing):
     """An adapter folder, open for reading; a context manager. Made by `open_adapter`.
 
     Attributes
@@ -112,14 +113,6 @@ class Adapter:
     def close(self) -> None:
         """Close the file."""
         self.file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def open_adapter(path: str | os.PathLike[str]) -> Adapter:

@@ -144,7 +144,8 @@ class Executor:
         base = loaded[-1] if planned.base is not None else None
         donors = sorted(loaded[: len(planned.donors)], key=lambda row: row.rank)
         dtype = torch_dtype(planned.form.code)
-        assert dtype is not None
+        if dtype is None:
+            raise CheckpointError("torch has no such dtype", tensor=planned.name, got=planned.form.code)
         exact = self._exact(planned, dtype)
         stochastic = recipe.preserve == "stochastic" and dtype != torch.float32
         task = TensorTask(
@@ -200,11 +201,12 @@ class Executor:
         if exact is not None and task.out is exact:
             written = self._buffers.take("out", planned.form.shape, dtype)
         survival = Survival() if base is not None else None
-        flats = [None if tensor is None else tensor.reshape(-1) for tensor in (written, exact, base)]
+        flats = [None if tensor is None else tensor.reshape(-1) for tensor in (exact, base)]
         if survival is not None or exact is not None:
             for start in range(0, written.numel(), _TILE):
                 tiles = [None if flat is None else flat[start : start + _TILE] for flat in flats]
-                found = _finish_tile(*tiles, rounded=task.residual is not None)
+                mine = written.view(-1)[start : start + _TILE]
+                found = _finish_tile(mine, *tiles, rounded=task.residual is not None)
                 survival = None if survival is None or found is None else survival + found
         if self._residuals is not None and exact is not None:
             self._residuals.add(planned.name, written, exact)
@@ -235,10 +237,9 @@ class Executor:
 
 
 def _finish_tile(
-    written: Tensor | None, exact: Tensor | None, base: Tensor | None, *, rounded: bool
+    written: Tensor, exact: Tensor | None, base: Tensor | None, *, rounded: bool
 ) -> Survival | None:
     """Round a tile, or (``rounded``) add to what is left of it what is written; measure it against the base."""
-    assert written is not None
     if exact is None:
         return None if base is None else _survived_whole(written, base)
     if rounded:
@@ -262,8 +263,7 @@ def _of_base(task: TensorTask) -> Outcome:
     """A merge of no donors: the base."""
     from graftwork.ops.merge import combine
 
-    assert task.base is not None
-    counts = combine([task.base], [1.0], **task.writing)[1]
+    counts = combine([task.start], [1.0], **task.writing)[1]
     return Outcome([], Nonfinites(counts.nonfinite[0], counts.first_nonfinite[0]))
 
 

@@ -132,8 +132,7 @@ def sce(task: TensorTask) -> Outcome:
     """Where the differences vary most, weighted by their energy there, without those of the minority's sign."""
     from graftwork.ops.merge import sce as operation
 
-    assert task.base is not None
-    found = operation(task.base, task.donors, select=task.number("select_topk"), **task.writing)
+    found = operation(task.start, task.donors, select=task.number("select_topk"), **task.writing)
     return Outcome.of(found.counts)
 
 
@@ -141,8 +140,7 @@ def nearswap(task: TensorTask) -> Outcome:
     """The other model's weights where they are near the base's."""
     from graftwork.ops.merge import nearswap as operation
 
-    assert task.base is not None
-    return Outcome.of(operation(task.base, task.donors[0], task.number("t"), **task.writing)[1])
+    return Outcome.of(operation(task.start, task.donors[0], task.number("t"), **task.writing)[1])
 
 
 def passthrough(task: TensorTask) -> Outcome:
@@ -160,10 +158,9 @@ def slerp(task: TensorTask) -> Outcome:
     """From the base to the other model."""
     from graftwork.compose import coefficients
 
-    assert task.base is not None
     t = task.number("t")
     return Outcome.base_first(
-        _combined(task, [task.base, *task.donors], None, lambda gram: coefficients.slerp(gram, t))
+        _combined(task, [task.start, *task.donors], None, lambda gram: coefficients.slerp(gram, t))
     )
 
 

@@ -12,7 +12,7 @@ from graftwork.compose.parts import check_part
 from graftwork.compose.registry import Method, find_method
 from graftwork.compose.settings import Setting, read_settings
 from graftwork.errors import RecipeError
-from graftwork.recipe import did_you_mean, read_yaml
+from graftwork.recipe import did_you_mean, naming_recipe, read_yaml
 
 __all__ = ["ComposeRecipe", "Slice", "Source", "TokenSource", "TokenizerPlan", "read_recipe"]
 
@@ -140,19 +140,8 @@ def read_recipe(given: ComposeRecipe | Mapping[str, Any] | str | os.PathLike[str
     if isinstance(given, Mapping):
         return _Reader(None, Path.cwd()).recipe(dict(given))
     file = Path(given)
-    try:
+    with naming_recipe(file):
         return _Reader(file, file.absolute().parent).recipe(read_yaml(file))
-    except RecipeError as error:
-        if error.file is not None:
-            raise
-        raise RecipeError(
-            error.what,
-            file=file,
-            tensor=error.tensor,
-            got=error.got,
-            wanted=error.wanted,
-            remedy=error.remedy,
-        ) from None
 
 
 #: Every key of the recipe's top, in the order in which errors list them.

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from graftwork.errors import RecipeError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -56,6 +58,15 @@ class TensorTask:
     rounding: Rounding = "nearest"
     rounding_key: Key | None = None
     residual: Tensor | None = None
+
+    @property
+    def start(self) -> Tensor:
+        """The base of a method that has one."""
+        if self.base is None:
+            raise RecipeError(
+                "a method that starts from a base has none", tensor=self.name, remedy="give base_model"
+            )
+        return self.base
 
     def numbers(self, name: str) -> list[float]:
         """A parameter that every donor has."""

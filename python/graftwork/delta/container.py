@@ -14,10 +14,10 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from json.encoder import encode_basestring_ascii as quoted
 from pathlib import Path
-from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol
 
 from graftwork.checkpoint.bulk import makes_many_objects
+from graftwork.checkpoint.closing import Closing
 from graftwork.checkpoint.digest import LEAF_BYTES, leaf_digest
 from graftwork.checkpoint.header import MAX_HEADER_BYTES, read_source_header
 from graftwork.checkpoint.source import ReadableFile, SourceFile
@@ -160,7 +160,7 @@ class DeltaWriter:
             self._waiting.clear()
 
 
-class DeltaFile:
+class DeltaFile(Closing):
     """A delta file, open for reading; everything it declares is checked before it is used.
 
     ``source`` is a path, or an open file (`MemoryFile` for one in memory). ``header`` is the safetensors header;
@@ -184,14 +184,6 @@ class DeltaFile:
             raise
         self._chunks: dict[str, tuple[tuple[Chunk, ...], tuple[int, ...]]] = {}
         self._scratch = Scratch()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Release the file."""
@@ -279,14 +271,7 @@ class DeltaFile:
         try:
             METHODS[chunk.method].decode(reference, payload, words_of(record.dtype), tuned)
         except DeltaError as error:
-            raise type(error)(
-                f"chunk {index}: {error.what}",
-                file=self.path,
-                tensor=name,
-                got=error.got,
-                wanted=error.wanted,
-                remedy=error.remedy,
-            ) from error
+            raise error.placed(before=f"chunk {index}: ", file=self.path, tensor=name) from error
         if leaf_digest(tuned) != chunk.leaf:
             raise ChecksumError(
                 "a restored chunk differs from its digest",

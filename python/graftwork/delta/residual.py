@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from graftwork.checkpoint import Checkpoint, open_checkpoint
+from graftwork.checkpoint.closing import Closing
 from graftwork.checkpoint.digest import bytes_digest, tree_digest
 from graftwork.checkpoint.dtypes import code_of, torch_dtype
 from graftwork.checkpoint.files import AtomicFile
@@ -148,7 +149,7 @@ def _digest(source: StateSource, name: str) -> str:
     return bytes_digest(view)
 
 
-class ResidualFile:
+class ResidualFile(Closing):
     """A residual, open for reading; a context manager. ``records`` are its tensors: the exact results, by name.
 
     Raises
@@ -237,12 +238,8 @@ class ResidualFile:
             pass
         return data.view(torch.float32).view(record.shape)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from graftwork.delta.pipeline import copy_bytes
+from graftwork.errors import CheckpointError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -110,6 +111,19 @@ def find_overlap(tensors: Sequence[tuple[str, Tensor]]) -> tuple[str, str] | Non
         if len(group) > 1 and (clash := _clash(group)):
             return clash
     return None
+
+
+def check_apart(tensors: Sequence[tuple[str, Tensor]], owner: str, *, remedy: str) -> None:
+    """Refuse tensors of which two share part of their memory; ``owner`` says in the error whose they are."""
+    if overlap := find_overlap(tensors):
+        raise CheckpointError(
+            f"two tensors of the {owner} share part of their memory",
+            file=owner,
+            tensor=overlap[0],
+            got=f"it overlaps {overlap[1]}",
+            wanted="tensors that share all of their memory, or none",
+            remedy=remedy,
+        )
 
 
 def _clash(group: Sequence[tuple[tuple[str, int, int], str, Tensor]]) -> tuple[str, str] | None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from contextlib import suppress
 from os import PathLike
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
+from graftwork.checkpoint.closing import Closing
 from graftwork.checkpoint.digest import LEAF_BYTES, bytes_digest
 from graftwork.checkpoint.files import FolderLock
 from graftwork.delta.pipeline import Progress, default_threads, ordered_map
@@ -35,7 +35,7 @@ def open_store(path: str | PathLike[str], base: str | PathLike[str] | None = Non
     return Store(path, base)
 
 
-class Store:
+class Store(Closing):
     """A store of fine-tunes; use `open_store`. A context manager: leaving it closes the files it has open.
 
     It shows the store as it was when opened; `verify`, `remove` and `gc` look again, and show it as it is then.
@@ -47,14 +47,6 @@ class Store:
         self.objects = ObjectFolder(self.path / OBJECTS)
         self.sources = Sources(self, None if base is None else Path(base))
         self._entries: dict[str, EntryManifest] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close every file that the store has open."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.native.test_isa_levels import LEVELS, WIDEST, run
+from tests.native.test_isa_levels import WIDEST, lines_by_level
 
 DIGESTS = """
 import hashlib, torch
@@ -29,14 +29,8 @@ for shape in ((3, 7), (150, 333), (70, 1001)):
 
 @pytest.mark.skipif(WIDEST is None, reason="the native core is not built")
 def test_levels_agree() -> None:
-    results: dict[str, list[str]] = {}
-    for level in LEVELS[: LEVELS.index(WIDEST or "baseline") + 1]:
-        process = run(DIGESTS, level)
-        assert process.returncode == 0, process.stderr
-        name, *digests = process.stdout.splitlines()
-        assert name == level
-        assert len(digests) == 51
-        results[level] = digests
+    results = lines_by_level(DIGESTS)
+    assert all(len(digests) == 51 for digests in results.values())
     wide = [digests for level, digests in results.items() if level != "baseline"]
     assert all(digests == wide[0] for digests in wide)
     sums = [[line for line in digests if line.startswith("sums")] for digests in results.values()]

@@ -222,7 +222,7 @@ def test_bad_arguments() -> None:
 
 
 def test_the_native_core_names_the_operation_in_its_errors() -> None:
-    core = pytest.importorskip("graftwork._core")
+    core = pytest.importorskip("graftwork._core", reason="the native core is not built")
     with pytest.raises(ValueError, match="take_entries: element_bytes must be 1, 2, 4 or 8"):
         core.take_entries(0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 1)
 

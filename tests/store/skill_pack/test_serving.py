@@ -208,7 +208,9 @@ def test_threads_have_batches_of_their_own() -> None:
 
 def test_generate_with_a_transformers_model() -> None:
     """A batch with padding, greedily and with beams, against every row alone with its pack mounted."""
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip(
+        "transformers", reason="transformers is not installed (the extra `hf` brings it)"
+    )
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=VOCABULARY,
@@ -340,7 +342,7 @@ def test_bad_arguments() -> None:
 
 
 def test_the_example() -> None:
-    pytest.importorskip("transformers")
+    pytest.importorskip("transformers", reason="transformers is not installed (the extra `hf` brings it)")
     example = Path(__file__).parents[3] / "examples" / "serve_packs.py"
     done = subprocess.run([sys.executable, example], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr

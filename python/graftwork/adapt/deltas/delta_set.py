@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from graftwork.adapt.deltas.arrangement import arranged
-from graftwork.adapt.deltas.fit import Fit, Place, check_apart, fit_delta, place_of
+from graftwork.adapt.deltas.fit import LEAVE_OUT, Fit, Place, fit_delta, place_of
 from graftwork.adapt.deltas.member import Member, Replacement, Undo
 from graftwork.adapt.deltas.sparse_delta import SparseDelta
 from graftwork.adapt.deltas.targets import Target, check_digest, check_dtypes
 from graftwork.adapt.deltas.weight_group import Part, WeightGroup
 from graftwork.delta.interrupts import interrupts_deferred
+from graftwork.delta.tensor_memory import check_apart
 
 if TYPE_CHECKING:
     from torch import nn
@@ -216,7 +217,8 @@ class DeltaSet:
                 self._numbers[place] = group, group.add(target.held, tensor)
             group, number = self._numbers[place]
             orders.setdefault(group, {})[number] = target.number
-        check_apart([pair for group in self._groups.values() for pair in group.named_tensors])
+        pairs = [pair for group in self._groups.values() for pair in group.named_tensors]
+        check_apart(pairs, "model", remedy=LEAVE_OUT)
         parts = {}
         for group, numbers in orders.items():
             order = [numbers.get(number) for number in range(len(group.tensors))]

@@ -10,10 +10,13 @@ from torch import Tensor, nn
 
 from graftwork.adapt.deltas.sparse_delta import SparseDelta
 from graftwork.adapt.deltas.targets import Target, match_full, match_tensors
-from graftwork.delta.tensor_memory import find_overlap
+from graftwork.delta.tensor_memory import check_apart
 from graftwork.delta.weights import state_weights
 from graftwork.errors import CheckpointError
 from graftwork.ops import _native
+
+LEAVE_OUT = "leave one of them out of the delta"
+"""The remedy where two tensors that it changes share memory."""
 
 Place = tuple[str, int, int, torch.dtype]
 """Where a tensor is: device, first and past-the-last address, and as what."""
@@ -63,18 +66,6 @@ def fit_delta(delta: SparseDelta, model: nn.Module | Mapping[str, Tensor], *, wi
                 remedy="make it contiguous: parameter.data = parameter.data.contiguous()",
             )
     replaced = [(name, tensors[held]) for held, name in full.items() if tensors[held].numel()]
-    check_apart([*((target.held, tensor) for target, tensor in targets), *replaced])
+    written = [*((target.held, tensor) for target, tensor in targets), *replaced]
+    check_apart(written, "model", remedy=LEAVE_OUT)
     return Fit(targets, replaced)
-
-
-def check_apart(tensors: list[tuple[str, Tensor]]) -> None:
-    """Refuse tensors of which two share memory."""
-    if overlap := find_overlap(tensors):
-        raise CheckpointError(
-            "two tensors of the model share part of their memory",
-            file="model",
-            tensor=overlap[0],
-            got=f"it overlaps {overlap[1]}",
-            wanted="tensors that share all of their memory, or none",
-            remedy="leave one of them out of the delta",
-        )

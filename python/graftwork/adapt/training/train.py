@@ -23,7 +23,7 @@ from graftwork.adapt.training.stage import LotteryStage, SpielStage, Stage, exch
 from graftwork.adapt.training.state import StateFile, StopRequest, check_places, report_path
 from graftwork.checkpoint.files import make_folder, write_file
 from graftwork.errors import CheckpointError, GraftworkError, RecipeError
-from graftwork.recipe import SparseRecipe, load_recipe
+from graftwork.recipe import SparseRecipe, load_recipe, naming_recipe
 from graftwork.texts.corpus import Label, read_corpus
 from graftwork.texts.hugging_face import load_tokenizer, ordered_labels
 from graftwork.texts.tasks import TASKS, Piece, Task
@@ -80,26 +80,8 @@ def train_sparse(
     read = recipe if isinstance(recipe, SparseRecipe) else load_recipe(recipe, SparseRecipe)
     check_places(read, resume)
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with _naming(file), torch.random.fork_rng(devices):
+    with naming_recipe(file), torch.random.fork_rng(devices):
         return _Run(read, progress).train(resume)
-
-
-@contextmanager
-def _naming(file: Path | None) -> Iterator[None]:
-    """Recipe errors within name the recipe's file."""
-    try:
-        yield
-    except RecipeError as error:
-        if file is None or error.file is not None:
-            raise
-        raise RecipeError(
-            error.what,
-            file=file,
-            tensor=error.tensor,
-            got=error.got,
-            wanted=error.wanted,
-            remedy=error.remedy,
-        ) from error
 
 
 @contextmanager

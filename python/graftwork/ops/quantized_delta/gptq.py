@@ -99,8 +99,9 @@ def gptq_quantize(
             refuse_nonfinite("gptq_quantize", int(bad.nonzero()[0]), weights, None)
         if bool(factor.dead.any()):
             values = values.masked_fill(factor.dead, 0)
-        moving = factor.order is not None and format.block > 0 and not static_groups and not factor.decoupled
-        g_idx = _groups_by_order(factor, format) if moving else None
+        g_idx = None
+        if factor.order is not None and format.block > 0 and not static_groups and not factor.decoupled:
+            g_idx = _groups_by_order(factor.order, format)
         stored = values if g_idx is None else values[:, grouped_order(g_idx)]
         nearest, _ = delta_quantize(stored, None, format, mse_iters=mse_iters)
         if values.numel() == 0:
@@ -181,12 +182,11 @@ def _check_weights(weights: Tensor, factor: GptqFactor) -> None:
     _checks.check_device("gptq_quantize", "weights", weights, "hessian", factor.dead)
 
 
-def _groups_by_order(factor: GptqFactor, format: PackFormat) -> Tensor:
+def _groups_by_order(order: Tensor, format: PackFormat) -> Tensor:
     """The block of each column where blocks are of columns quantised one after another."""
-    assert factor.order is not None
-    places = torch.arange(factor.order.numel(), device=factor.order.device)
+    places = torch.arange(order.numel(), device=order.device)
     g_idx = torch.empty(places.shape, dtype=torch.int32, device=places.device)
-    g_idx[factor.order] = (places // format.block).int()
+    g_idx[order] = (places // format.block).int()
     return g_idx
 
 

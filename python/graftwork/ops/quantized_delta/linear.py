@@ -143,15 +143,14 @@ def delta_linear(
     """
     listed = packs if isinstance(packs, PackList) else PackList(packs)
     rows = _check_matrices(x, weight, bias, listed)
-    if (ids is None) == (indptr is None):
+    if ids is not None and indptr is None:
+        _check_vector("ids", ids, INDEX_DTYPES, x.shape[0], "the rows of x", x)
+    elif ids is None and indptr is not None:
+        ids = _ids_of(indptr, x, len(listed))
+    else:
         raise ValueError(
             "delta_linear: give either ids, a pack for each row, or indptr, the rows of each pack"
         )
-    if ids is None:
-        assert indptr is not None
-        ids = _ids_of(indptr, x, len(listed))
-    else:
-        _check_vector("ids", ids, INDEX_DTYPES, x.shape[0], "the rows of x", x)
     factors = _factors(scales, ids, x, len(listed))
     return _native.invoke("delta_linear", x, weight, bias, ids, factors, *listed.flat, rows)
 

@@ -274,12 +274,12 @@ def _decompose(
     if min(rows, columns) == 0 or rank == 0:
         kept = 0
         left, values, right = (stack.new_empty(count, *size) for size in ((rows, 0), (0,), (columns, 0)))
-    elif energy is not None:
-        left, values, right, kept = _by_energy(stack, rank, energy, oversample, iterations, seed)
-    else:
-        assert rank is not None
+    elif energy is None and rank is not None:
         kept = rank
         left, values, right = _largest(stack, rank, oversample, iterations, seed)
+    else:
+        share = 1.0 if energy is None else energy
+        left, values, right, kept = _by_energy(stack, rank, share, oversample, iterations, seed)
     found = []
     for u, s, v, power in zip(left, values, right, powers, strict=True):
         u, s, v = u[:, :kept], s[:kept], v[:, :kept]

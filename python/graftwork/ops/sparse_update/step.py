@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from graftwork.ops import _checks
+from graftwork.ops import _checks, _native
 from graftwork.ops.sparse_update import _arena, _step_native  # noqa: F401 (registers the operations)
 from graftwork.ops.sparse_update._arena import FORMATS, check_number
 from graftwork.ops.sparse_update.support import Support
@@ -121,7 +121,8 @@ def sparse_adamw_(
         support.check_entries(name, "step", ages, torch.int32)
     elif step < 1:
         raise ValueError(f"{name}: step must be at least 1, the number of this update, got {step}")
-    torch.ops.graftwork.sparse_adamw(
+    _native.invoke(
+        "sparse_adamw",
         *(values.detach(), exp_avg.detach(), exp_avg_sq.detach(), ages),
         *(*written, support.indices, support.offsets, gradients, compact),
         *(0 if ages is not None else step, lr, *betas, eps, weight_decay),
@@ -197,7 +198,8 @@ def sparse_sgd_(
         )
     buffer = _check_momentum(name, support, momentum_buffer, momentum)
     written = _check_written(name, support, weights, base, decay_mode, weight_decay)
-    torch.ops.graftwork.sparse_sgd(
+    _native.invoke(
+        "sparse_sgd",
         *(values.detach(), buffer, *written, support.indices, support.offsets, gradients, compact),
         *(lr, momentum, dampening, nesterov, first, weight_decay, decay_mode),
         *(l1, soft_threshold, grad_scale),
@@ -271,7 +273,8 @@ def sparse_sm3_(
     shapes = _check_accumulators(name, support, row_max, column_max, columns)
     buffer = _check_momentum(name, support, momentum_buffer, momentum)
     written = _check_written(name, support, weights, base, decay_mode, weight_decay)
-    torch.ops.graftwork.sparse_sm3(
+    _native.invoke(
+        "sparse_sm3",
         *(values.detach(), row_max.detach(), column_max.detach(), buffer, shapes),
         *(*written, support.indices, support.offsets, gradients, compact),
         *(lr, momentum, eps, weight_decay, decay_mode, grad_scale),

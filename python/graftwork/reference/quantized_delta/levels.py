@@ -31,8 +31,7 @@ def levels(codes: Tensor, bits: int, scheme: int, zeros: Tensor | None) -> Tenso
     u = codes.float()
     if scheme == SIGN:
         return 2 * u - 1
-    if scheme == ASYM:
-        assert zeros is not None
+    if scheme == ASYM and zeros is not None:
         return u - zeros.float()
     return u - 2 ** (bits - 1) + (0.5 if scheme == MIDRISE else 0.0)
 
@@ -45,8 +44,7 @@ def codes_of(delta: Tensor, scale: Tensor, bits: int, scheme: int, zeros: Tensor
     if scheme == NF4:
         middles = nf4_middles(delta.device)
         return torch.searchsorted(middles, x.contiguous()).to(torch.uint8)  # ties to the lower
-    if scheme == ASYM:
-        assert zeros is not None
+    if scheme == ASYM and zeros is not None:
         return (x.round() + zeros.float()).clamp(0, 2**bits - 1).to(torch.uint8)
     if scheme == SYM:
         return (x.round().clamp(1 - half, half - 1) + half).to(torch.uint8)

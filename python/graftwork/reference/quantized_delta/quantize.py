@@ -85,8 +85,7 @@ def quantize(
             found = _fit(blocks, bits, scheme, iterations, dtype, exponent)
     stored = stored_scales(found.scales, dtype, exponent)
     scales.copy_(stored.view(scales.shape))
-    if zeros is not None:
-        assert found.zeros is not None
+    if zeros is not None and found.zeros is not None:
         zeros.copy_(found.zeros.view(zeros.shape))
     pack_bits(blocks.rows_of(found.codes).reshape(rows, columns), bits, codes)
     return found.errors.sum(), torch.tensor(exponent)

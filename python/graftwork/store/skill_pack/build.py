@@ -60,8 +60,7 @@ def build_pack(
             codecs, recipe = choice.codecs, {"plan": "auto", "bpw": 1.0 if bpw is None else bpw}
             if quantizer != "gptq":
                 builder.pieces, builder.errors = choice.pieces, choice.errors
-        if quantizer == "gptq":
-            assert model is not None and calibration is not None
+        if quantizer == "gptq" and model is not None and calibration is not None:  # as checked above
             builder.calibrated(codecs, model, calibration)
         builder.plain(codecs)
         recipe |= {"quantizer": quantizer, "seed": seed}

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from graftwork.checkpoint.dtypes import code_of
 from graftwork.delta.pipeline import Progress, default_threads
 from graftwork.delta.source import describe
 from graftwork.delta.weights import Stateful, Weights, open_weights
@@ -18,7 +17,7 @@ from graftwork.store.skill_pack.pieces import Outline
 
 __all__ = ["Changes", "open_changes"]
 
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_FLOATS = {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64"}
 
 
 class Changes:
@@ -107,8 +106,7 @@ class Changes:
         if not bool(found.any()):
             self.unchanged.append(name)
             return
-        code = code_of(base.dtype)
-        assert code is not None
+        code = _FLOATS[base.dtype]
         self.outlines[name] = Outline.of(name, tuple(base.shape))
         self.shapes[name], self.dtypes[name], self.energies[name] = tuple(base.shape), code, energy
 

@@ -14,13 +14,13 @@ import os
 from collections.abc import Collection, Mapping
 from json.encoder import encode_basestring_ascii as quoted
 from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from graftwork.checkpoint import open_checkpoint
+from graftwork.checkpoint.closing import Closing
 from graftwork.checkpoint.digest import bytes_digest
 from graftwork.checkpoint.dtypes import DTYPES, code_of
 from graftwork.checkpoint.files import AtomicFile
@@ -137,7 +137,7 @@ def write_pack(
             file.write(bytes(form.nbytes) if name.startswith(PAD) else field_bytes(fields[name]))
 
 
-class PackFile:
+class PackFile(Closing):
     """A pack's file, open for reading. Its header and seal are checked; fields are memory-mapped and checked when read.
 
     ``manifest`` is the manifest's text, ``version`` what the header says beside it, ``forms`` the fields' dtypes and shapes
@@ -204,11 +204,3 @@ class PackFile:
     def close(self) -> None:
         """Close the file; fields that were given out stay valid."""
         self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -11,7 +11,7 @@ from typing import Self
 from torch import Tensor, nn
 
 from graftwork.delta.interrupts import interrupts_deferred
-from graftwork.delta.tensor_memory import find_overlap
+from graftwork.delta.tensor_memory import check_apart
 from graftwork.delta.weights import StateWeights, state_weights
 from graftwork.errors import BaseMismatch, CheckpointError
 from graftwork.store.skill_pack.held import Held, Load, held_at
@@ -211,7 +211,8 @@ def mount(model: Model, packs: Scaled | Sequence[Scaled], *, check_base: bool = 
     seen: dict[str, Held] = {}
     for number, (pack, _) in enumerate(listed):
         targets += _find_targets(number, pack, weights, seen, check_base)
-    _check_apart([(name, held.tensor) for name, held in seen.items()])
+    named = [(name, held.tensor) for name, held in seen.items()]
+    check_apart(named, "model", remedy="make one of them a tensor of its own")
     mounted = Mounted(model, listed, targets)
     mounted._put_on()
     return mounted
@@ -303,16 +304,4 @@ def check_row(row: TensorRow, held: Held, first: str, check_base: bool) -> None:
             got=held.digest,
             wanted=row.base,
             remedy="mount the pack on the base that it was made from, or pass check_base=False",
-        )
-
-
-def _check_apart(tensors: list[tuple[str, Tensor]]) -> None:
-    """Refuse tensors of which two share part of their memory."""
-    if overlap := find_overlap(tensors):
-        raise CheckpointError(
-            "two tensors of the model share part of their memory",
-            file="model",
-            tensor=overlap[0],
-            got=f"it overlaps {overlap[1]}",
-            wanted="tensors that share all of their memory, or none",
         )

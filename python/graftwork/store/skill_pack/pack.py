@@ -7,11 +7,11 @@ import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from torch import Tensor, nn
 
+from graftwork.checkpoint.closing import Closing
 from graftwork.delta.weights import Stateful
 from graftwork.errors import DeltaError
 from graftwork.store.skill_pack.file import REMEDY, PackFile, write_pack
@@ -31,7 +31,7 @@ __all__ = ["SkillPack"]
 Quantizer = Literal["rtn", "mse", "gptq"]
 
 
-class SkillPack:
+class SkillPack(Closing):
     """The changes of a fine-tune in a compressed form: made by `build`, `open` or `distill_scales`.
 
     Attributes
@@ -201,8 +201,7 @@ class SkillPack:
             The file is damaged.
         """
         row = self.tensors[name]
-        if name not in self._pieces:
-            assert self._file is not None
+        if name not in self._pieces and self._file is not None:
             fields = self._file.fields(name, row.forms(), row.digest)
             try:
                 self._pieces[name] = PIECES[row.codec].read(row.facts, row.outline, fields)
@@ -295,11 +294,3 @@ class SkillPack:
 
     def __repr__(self) -> str:
         return f"SkillPack({len(self)} tensors, {self.bits_per_weight:.3f} bits a weight)"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

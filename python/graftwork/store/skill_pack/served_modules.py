@@ -249,7 +249,7 @@ class _Table:
         self._piece, self._scale = change
         self._packed: PackedDelta | None = None
         self._factors: tuple[Tensor, Tensor] | None = None
-        self._sparse: Tensor | None = None
+        self._sparse = torch.empty(0)
         piece = self._piece
         if isinstance(piece, Quantized):
             self._packed = piece.pack.to(device)
@@ -266,7 +266,6 @@ class _Table:
         if self._factors is not None:
             left, right = self._factors
             return rows + self._scale * (left[tokens] @ right)
-        assert self._sparse is not None
         return rows + self._scale * _dense_rows(self._sparse, tokens.reshape(-1)).view(rows.shape)
 
 

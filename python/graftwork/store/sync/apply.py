@@ -10,9 +10,9 @@ from operator import not_
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 
 from graftwork.delta.pipeline import Scratch, copy_bytes, default_threads, for_each, in_batches
-from graftwork.delta.tensor_memory import find_overlap
+from graftwork.delta.tensor_memory import check_apart
 from graftwork.delta.weights import StateSource, StateWeights, state_weights
-from graftwork.errors import CheckpointError, DeltaError
+from graftwork.errors import DeltaError
 from graftwork.store.sync.check import LeafChecker
 from graftwork.store.sync.inplace import LeafWork, apply_leaf, apply_sparse_leaves, is_sparse, refuse_from
 from graftwork.store.sync.match import match_target
@@ -107,15 +107,8 @@ def _apply_to_state(weights: StateWeights, payload: SyncPayload, *, check: Check
     import torch
 
     source = weights.source
-    if overlap := find_overlap(list(source.tensors.items())):
-        raise CheckpointError(
-            "two tensors of the target share part of their memory",
-            file=weights.what,
-            tensor=overlap[0],
-            got=f"it overlaps {overlap[1]}",
-            wanted="tensors that share all of their memory, or none",
-            remedy="give a mapping that names such memory once",
-        )
+    remedy = "give a mapping that names such memory once"
+    check_apart(list(source.tensors.items()), weights.what, remedy=remedy)
     places = [
         Place(held, leaf, writes)
         for record, held, writes in match_target(weights, payload)

@@ -107,6 +107,4 @@ def _named(leaf: Leaf) -> Iterator[None]:
     try:
         yield
     except DeltaError as error:
-        raise DeltaError(
-            f"chunk {leaf.number}: {error.what}", tensor=leaf.record.name, got=error.got, wanted=error.wanted
-        ) from error
+        raise error.placed(before=f"chunk {leaf.number}: ", tensor=leaf.record.name) from error

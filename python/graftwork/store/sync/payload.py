@@ -10,9 +10,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple, NoReturn, Self
+from typing import Any, NamedTuple, NoReturn
 
+from graftwork.checkpoint.closing import Closing
 from graftwork.delta.codecs import METHODS, Method
 from graftwork.delta.container import DeltaFile
 from graftwork.delta.manifest import Chunk, TensorRecord
@@ -81,7 +81,7 @@ def seal_metadata(
     return sealed(_DOMAIN, _KIND, sync, manifest)
 
 
-class SyncPayload:
+class SyncPayload(Closing):
     """A payload, open for reading, after checking all of it that can be checked without the weights."""
 
     def __init__(self, payload: Payload) -> None:
@@ -99,14 +99,6 @@ class SyncPayload:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Release the file."""
